@@ -1,0 +1,96 @@
+"""
+Registration with the Auto classes of transformers, put off until one of them meets a DeltaVLM model.
+
+The public `register` calls need the classes themselves, hence torch: seconds that `import deltavlm_hf` should not
+cost. So names alone are announced, in the tables where transformers lists its own models. Whoever looks such a name
+up imports `transformers.models.deltavlm`, and that import leads to [`register`].
+"""
+
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+MODEL_TYPE = "deltavlm"
+ANNOUNCED_MODULE = f"transformers.models.{MODEL_TYPE}"
+# The modules of transformers that hold the tables: the first makes them, the second copies one.
+TABLES = {
+    "transformers.models.auto.auto_mappings": {
+        "CONFIG_MAPPING_NAMES": "DeltaVLMConfig",
+        "PROCESSOR_MAPPING_NAMES": "DeltaVLMProcessor",
+        "IMAGE_PROCESSOR_MAPPING_NAMES": {"pil": "DeltaVLMImageProcessor"},
+    },
+    "transformers.models.auto.configuration_auto": {"CONFIG_MAPPING_NAMES": "DeltaVLMConfig"},
+}
+
+
+def register() -> None:
+    """Registers DeltaVLM's classes with every Auto class that can load them."""
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
+        AutoProcessor,
+    )
+
+    from .modeling import DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMModel
+    from .processing import DeltaVLMImageProcessor, DeltaVLMProcessor
+
+    AutoConfig.register(MODEL_TYPE, DeltaVLMConfig, exist_ok=True)
+    AutoModel.register(DeltaVLMConfig, DeltaVLMModel, exist_ok=True)
+    AutoModelForImageTextToText.register(DeltaVLMConfig, DeltaVLMForConditionalGeneration, exist_ok=True)
+    AutoModelForMultimodalLM.register(DeltaVLMConfig, DeltaVLMForConditionalGeneration, exist_ok=True)
+    AutoImageProcessor.register(DeltaVLMConfig, image_processor_classes={"pil": DeltaVLMImageProcessor}, exist_ok=True)
+    AutoProcessor.register(DeltaVLMConfig, DeltaVLMProcessor, exist_ok=True)
+
+
+def _announce(module: ModuleType) -> None:
+    for table, class_name in TABLES[module.__name__].items():
+        getattr(module, table)[MODEL_TYPE] = class_name
+
+
+class _AnnouncingLoader(Loader):
+    """Loads a module of tables as ever, then adds to it."""
+
+    def __init__(self, loader: Loader):
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        _announce(module)
+
+
+class _AnnouncedLoader(Loader):
+    """Makes `transformers.models.deltavlm`: the classes that the tables name, registered."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        from . import modeling, processing
+
+        module.DeltaVLMConfig = modeling.DeltaVLMConfig
+        module.DeltaVLMImageProcessor = processing.DeltaVLMImageProcessor
+        module.DeltaVLMProcessor = processing.DeltaVLMProcessor
+        register()
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
+        if name == ANNOUNCED_MODULE:
+            return ModuleSpec(name, _AnnouncedLoader())
+        if name in TABLES:
+            spec = PathFinder.find_spec(name, path)
+            spec.loader = _AnnouncingLoader(spec.loader)
+            return spec
+        return None
+
+
+def install() -> None:
+    """Announces DeltaVLM in the tables that are loaded already, and in the others as soon as they are."""
+    sys.meta_path.insert(0, _Finder())
+    for name in TABLES:
+        if name in sys.modules:
+            _announce(sys.modules[name])

@@ -1,0 +1,82 @@
+"""Configuration of DeltaVLM: the facts needed to rebuild its weights."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+DIFFERENCE_MODULES = ("csrm", "concat")
+
+
+@strict
+class DeltaVLMConfig(PreTrainedConfig):
+    r"""
+    Configuration of a DeltaVLM model: a vision encoder shared by both dates, a difference module, an
+    instruction-guided Q-Former and a causal language model. The defaults are the paper's sizes (EVA-CLIP ViT-g at
+    224 px, a 12-layer Q-Former with 32 queries, Vicuna-7B).
+
+    Args:
+        vision_config (`dict` or [`InstructBlipVisionConfig`], *optional*):
+            The vision encoder. InstructBLIP's own `initializer_range` of 1e-10, meant for loading only, is replaced
+            by this configuration's, so that a model can also be trained from scratch.
+        qformer_config (`dict` or [`InstructBlipQFormerConfig`], *optional*):
+            The Q-Former; `encoder_hidden_size` is always the vision encoder's `hidden_size`. The vocabulary defaults
+            to 30,523: BERT's and the `[DEC]` token.
+        text_config (`dict` or [`PreTrainedConfig`], *optional*):
+            Any configuration that `AutoModelForCausalLM` knows. A `dict` names its `model_type` (`"llama"` if absent).
+        num_query_tokens (`int`, *optional*, defaults to 32):
+            How many queries the Q-Former has, hence how many change tokens the language model reads per pair.
+        image_token_id (`int`, *optional*, defaults to 32001):
+            The placeholder in `input_ids` that change tokens replace. It may lie outside the language model's
+            vocabulary: a placeholder is never looked up.
+        pad_token_id (`int`, *optional*, defaults to 32000):
+            The padding in `input_ids`. It may lie outside the language model's vocabulary too.
+        difference_module (`str`, *optional*, defaults to `"csrm"`):
+            `"csrm"`: cross-semantic relation measuring (paper, visual difference perception). `"concat"`: the two
+            feature maps as they are, without parameters (the paper's ablation).
+        difference_dropout (`float`, *optional*, defaults to 0.5):
+            Dropout on CSRM's gate and context while training.
+        spatial_position_codes (`bool`, *optional*, defaults to `False`):
+            Whether fixed 2D sine/cosine codes are added to the pair features. Not in the paper; small models that are
+            trained from scratch localise better with them.
+        post_layernorm_eps (`float`, *optional*, defaults to 1e-5):
+            Epsilon of the layer norm after the vision encoder, which the authors' code sets apart from the blocks'.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation for the query tokens and for every new linear layer.
+
+    Raises:
+        ValueError: if `difference_module` is unknown.
+    """
+
+    model_type = "deltavlm"
+    sub_configs_defaults = {
+        "vision_config": InstructBlipVisionConfig,
+        "qformer_config": InstructBlipQFormerConfig,
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    qformer_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    num_query_tokens: int = 32
+    image_token_id: int = 32001
+    pad_token_id: int | None = 32000
+    difference_module: str = "csrm"
+    difference_dropout: float = 0.5
+    spatial_position_codes: bool = False
+    post_layernorm_eps: float = 1e-5
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.qformer_config is None:
+            self.qformer_config = {"vocab_size": 30523}
+        super().__post_init__(**kwargs)
+        self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size
+        if self.vision_config.initializer_range == InstructBlipVisionConfig.initializer_range:
+            self.vision_config.initializer_range = self.initializer_range
+        if self.difference_module not in DIFFERENCE_MODULES:
+            raise ValueError(
+                f"`difference_module` is {self.difference_module!r}, expected one of {', '.join(DIFFERENCE_MODULES)}."
+            )
+
+
+__all__ = ["DeltaVLMConfig"]

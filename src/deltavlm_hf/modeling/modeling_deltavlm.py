@@ -1,0 +1,416 @@
+"""
+DeltaVLM: answers instructions about two images of one place at two dates.
+
+Shapes: B pairs, N = patches + 1 vision tokens of one date (CLS first), D vision width, Q query tokens, T instruction
+tokens of the Q-Former, L tokens of the language model.
+
+    pixel_values (B, 2, 3, H, W) -> vision_model -> difference -> pair features (B, 2N, D)
+    pair features, instruction -> qformer -> language_projection -> change tokens (B, Q, d_llm)
+    change tokens in place of the placeholders, prompt -> language_model -> answer
+"""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    Cache,
+    GenerationMixin,
+    InstructBlipPreTrainedModel,
+    InstructBlipQFormerModel,
+    InstructBlipVisionModel,
+    RepetitionPenaltyLogitsProcessor,
+)
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.instructblip.modeling_instructblip import BaseModelOutputWithVisionQformerOutputs
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, torch_compilable_check
+
+from .configuration_deltavlm import DeltaVLMConfig
+from .csrm import Concatenation, CrossSemanticRelationMeasuring
+from .spatial_codes import sincos_2d
+
+
+@dataclass
+class DeltaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """
+    Output of [`DeltaVLMForConditionalGeneration`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): next-token loss, when `labels` are given.
+        logits (`torch.FloatTensor` of shape `(B, L, vocab_size)`): scores of the language model.
+        past_key_values (`Cache`, *optional*): the language model's cache.
+        hidden_states, attentions (*optional*): the language model's, on request.
+        image_hidden_states (`torch.FloatTensor` of shape `(B, Q, d_llm)`, *optional*): the change tokens.
+        vision_outputs (`ModelOutput`, *optional*): of the vision encoder, on `(2B, ...)`: before, after, before, ...
+        qformer_outputs (`ModelOutput`, *optional*): of the Q-Former; `cross_attentions` on request.
+    """
+
+    image_hidden_states: torch.FloatTensor | None = None
+    vision_outputs: ModelOutput | None = None
+    qformer_outputs: ModelOutput | None = None
+
+
+class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
+    config: DeltaVLMConfig
+    base_model_prefix = ""
+    _no_split_modules = [*InstructBlipPreTrainedModel._no_split_modules, "CrossSemanticRelationMeasuring"]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, DeltaVLMModel):  # InstructBLIP leaves them at zero, from where they could not part
+            init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
+
+
+class DeltaVLMModel(DeltaVLMPreTrainedModel):
+    """
+    DeltaVLM without its language model: from an image pair and an instruction to change tokens. It loads from a
+    complete checkpoint and leaves the language model's weights on disk.
+    """
+
+    main_input_name = "pixel_values"
+    _keys_to_ignore_on_load_unexpected = [r"^language_model\."]
+
+    def __init__(self, config: DeltaVLMConfig):
+        super().__init__(config)
+        vision_width = config.vision_config.hidden_size
+        self.vision_model = InstructBlipVisionModel._from_config(config.vision_config)
+        self.vision_model.post_layernorm.eps = config.post_layernorm_eps
+        if config.difference_module == "csrm":
+            self.difference = CrossSemanticRelationMeasuring(vision_width, config.difference_dropout)
+        else:
+            self.difference = Concatenation()
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
+        self.qformer = InstructBlipQFormerModel._from_config(config.qformer_config)
+        self.language_projection = nn.Linear(config.qformer_config.hidden_size, config.text_config.hidden_size)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.qformer.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.qformer.set_input_embeddings(value)
+
+    def _encode_pair(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs):
+        if pixel_values.ndim != 5 or pixel_values.shape[1:3] != (2, 3):
+            raise ValueError(
+                "`pixel_values` must be image pairs of shape (batch, 2, 3, height, width), before and after, as "
+                f"`DeltaVLMProcessor` makes them; got {tuple(pixel_values.shape)}."
+            )
+        vision_outputs = self.vision_model(
+            pixel_values.flatten(0, 1),  # (B, 2, 3, H, W) -> (2B, 3, H, W)
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+            **kwargs,
+        )
+        before, after = vision_outputs.last_hidden_state.unflatten(0, (-1, 2)).unbind(1)  # (2B, N, D) -> 2 x (B, N, D)
+        pair_features = self.difference(before, after)  # (B, 2N, D)
+        if self.config.spatial_position_codes:
+            pair_features = self._add_spatial_codes(pair_features, *pixel_values.shape[-2:])
+        return vision_outputs, pair_features
+
+    def _add_spatial_codes(self, pair_features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        patch = self.config.vision_config.patch_size
+        codes = sincos_2d(height // patch, width // patch, pair_features.shape[-1], pair_features.device)
+        codes = nn.functional.pad(codes, (0, 0, 1, 0)).repeat(2, 1)  # none for CLS; the same for both dates -> (2N, D)
+        scale = pair_features.float().pow(2).mean(-1, keepdim=True).sqrt()
+        return pair_features + (codes * scale).to(pair_features.dtype)
+
+    def encode_pair(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """
+        Encodes both dates once. The result answers any number of instructions as `pair_features=`.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 2, 3, H, W)`): before and after.
+            interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's.
+
+        Returns:
+            `torch.Tensor` of shape `(B, 2N, D)`: the pair features.
+
+        Raises:
+            ValueError: if `pixel_values` is not made of pairs.
+        """
+        return self._encode_pair(pixel_values, interpolate_pos_encoding)[1]
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_attention_mask: torch.LongTensor | None = None,
+        pair_features: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithVisionQformerOutputs:
+        """
+        Computes the change tokens.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 2, 3, H, W)`, *optional*): before and after.
+            qformer_input_ids (`torch.LongTensor` of shape `(B, T)`): the instruction, in the Q-Former's vocabulary.
+            qformer_attention_mask (`torch.LongTensor` of shape `(B, T)`, *optional*): 0 at padding.
+            pair_features (`torch.Tensor` of shape `(B, 2N, D)` or `(1, 2N, D)`, *optional*): in place of
+                `pixel_values`, what [`~DeltaVLMModel.encode_pair`] gave; a single pair answers all instructions.
+            interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's.
+
+        Returns:
+            `BaseModelOutputWithVisionQformerOutputs`: `pooler_output` are the change tokens `(B, Q, d_llm)`,
+            `last_hidden_state` the pair features `(B, 2N, D)`; `vision_outputs` and `qformer_outputs` in full.
+
+        Raises:
+            ValueError: unless exactly one of `pixel_values` and `pair_features` is given, without
+                `qformer_input_ids`, or if shapes do not go together.
+        """
+        if (pixel_values is None) == (pair_features is None):
+            given = "both" if pixel_values is not None else "neither"
+            raise ValueError(f"Give the images as `pixel_values` or as `pair_features`: exactly one, got {given}.")
+        if qformer_input_ids is None:
+            raise ValueError("`qformer_input_ids` is missing: the Q-Former reads the instruction with the images.")
+        vision_outputs = None
+        if pair_features is None:
+            vision_outputs, pair_features = self._encode_pair(pixel_values, interpolate_pos_encoding, **kwargs)
+        pair_features = self._match_pairs(pair_features, qformer_input_ids.shape[0])
+
+        query_tokens = self.query_tokens.expand(qformer_input_ids.shape[0], -1, -1)  # (B, Q, d)
+        if qformer_attention_mask is None:
+            qformer_attention_mask = torch.ones_like(qformer_input_ids)
+        query_mask = qformer_attention_mask.new_ones(query_tokens.shape[:2])
+        qformer_outputs = self.qformer(
+            input_ids=qformer_input_ids,
+            attention_mask=torch.cat([query_mask, qformer_attention_mask], dim=1),  # (B, Q + T)
+            query_embeds=query_tokens,
+            encoder_hidden_states=pair_features,
+            return_dict=True,
+            **kwargs,
+        )
+        queries = qformer_outputs.last_hidden_state[:, : query_tokens.shape[1]]  # (B, Q + T, d) -> (B, Q, d)
+        return BaseModelOutputWithVisionQformerOutputs(
+            last_hidden_state=pair_features,
+            pooler_output=self.language_projection(queries),  # (B, Q, d_llm)
+            vision_outputs=vision_outputs,
+            qformer_outputs=qformer_outputs,
+        )
+
+    def _match_pairs(self, pair_features: torch.Tensor, questions: int) -> torch.Tensor:
+        width = self.config.vision_config.hidden_size
+        if pair_features.ndim != 3 or pair_features.shape[-1] != width:
+            raise ValueError(
+                f"`pair_features` must have shape (batch, 2 * tokens, {width}), as `encode_pair` of this model gives; "
+                f"got {tuple(pair_features.shape)}."
+            )
+        if pair_features.shape[0] not in (1, questions):
+            raise ValueError(
+                f"Got {pair_features.shape[0]} image pairs for {questions} instructions: give one pair for each "
+                "instruction, or a single pair for all."
+            )
+        return pair_features.expand(questions, -1, -1).to(self.query_tokens.dtype)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_attention_mask: torch.LongTensor | None = None,
+        pair_features: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithVisionQformerOutputs:
+        """The change tokens and what leads to them: see [`~DeltaVLMModel.get_image_features`]."""
+        return self.get_image_features(
+            pixel_values, qformer_input_ids, qformer_attention_mask, pair_features=pair_features, **kwargs
+        )
+
+
+def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions `(B, L)` that padding takes no part in, unless it ends the sequence, where nothing follows."""
+    padding = attention_mask == 0
+    ends_sequence = padding.flip(-1).cumprod(-1).flip(-1).bool()
+    skipped = (padding & ~ends_sequence).cumsum(-1)
+    return (torch.arange(attention_mask.shape[-1], device=attention_mask.device) - skipped).clamp(min=0)
+
+
+class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
+    """
+    DeltaVLM with its language model: answers instructions about image pairs through the stock `generate`.
+
+    `generate` also takes `pair_features=model.encode_pair(pixel_values)` in place of `pixel_values`, to ask about one
+    pair many times. A `repetition_penalty` applies to the answer alone, not to the prompt, as in the authors' code.
+    """
+
+    main_input_name = "input_ids"
+    _keys_to_ignore_on_load_unexpected = None
+
+    def __init__(self, config: DeltaVLMConfig):
+        super().__init__(config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self._language_model_inputs = set(inspect.signature(self.language_model.forward).parameters)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module):
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.get_decoder()
+
+    def _embed(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        # Placeholders and padding may lie outside the frozen language model's vocabulary; neither reaches an output.
+        embeddings = self.get_input_embeddings()
+        unread = input_ids == self.config.image_token_id
+        if self.config.pad_token_id is not None and self.config.pad_token_id >= self.config.text_config.vocab_size:
+            unread = unread | (input_ids == self.config.pad_token_id)
+        return embeddings(input_ids.masked_fill(unread, 0))
+
+    def _merge_change_tokens(
+        self, input_ids: torch.LongTensor, inputs_embeds: torch.Tensor, change_tokens: torch.Tensor
+    ) -> torch.Tensor:
+        placeholders = input_ids == self.config.image_token_id  # (B, L)
+        counts = placeholders.sum(-1)
+        torch_compilable_check(
+            (counts == change_tokens.shape[1]).all() & (counts.shape[0] == change_tokens.shape[0]),
+            lambda: (
+                f"Image placeholders and change tokens do not match: the prompts hold {counts.tolist()} placeholders "
+                f"(token {self.config.image_token_id}), the images give {change_tokens.shape[1]} change tokens for "
+                f"each of {change_tokens.shape[0]}. The processor's `num_query_tokens` must equal the model's, "
+                f"{self.config.num_query_tokens}."
+            ),
+        )
+        change_tokens = change_tokens.to(inputs_embeds.device, inputs_embeds.dtype)
+        return inputs_embeds.masked_scatter(placeholders.unsqueeze(-1).to(inputs_embeds.device), change_tokens)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_attention_mask: torch.LongTensor | None = None,
+        pair_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        interpolate_pos_encoding: bool = False,
+        mm_encoder_outputs: dict[str, ModelOutput] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DeltaVLMCausalLMOutputWithPast:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, L)`): Q placeholders, then the prompt.
+            pixel_values (`torch.Tensor` of shape `(B, 2, 3, H, W)`, *optional*): before and after.
+            qformer_input_ids (`torch.LongTensor` of shape `(B, T)`, *optional*): the instruction for the Q-Former.
+            qformer_attention_mask (`torch.LongTensor` of shape `(B, T)`, *optional*): 0 at padding.
+            pair_features (`torch.Tensor` of shape `(B, 2N, D)` or `(1, 2N, D)`, *optional*): in place of
+                `pixel_values`, see [`~DeltaVLMModel.encode_pair`].
+            attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 0 at padding, which may be on either side.
+            position_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): by default padding takes no position.
+            past_key_values (`Cache`, *optional*): the language model's cache.
+            inputs_embeds (`torch.Tensor` of shape `(B, L, d_llm)`, *optional*): in place of `input_ids`, with the
+                change tokens already in them; images are refused beside it.
+            labels (`torch.LongTensor` of shape `(B, L)`, *optional*): -100 where nothing is to be learned.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*): compute the last logits only, 0 for all.
+            interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's.
+            mm_encoder_outputs (`dict[str, ModelOutput]`, *optional*): `{"image": get_image_features(...)}`, in place
+                of the images.
+
+        Raises:
+            ValueError: if placeholders and change tokens differ in number, or inputs contradict each other.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give the prompt as `input_ids` or as `inputs_embeds`: exactly one of them.")
+        has_images = pixel_values is not None or pair_features is not None
+        features = (mm_encoder_outputs or {}).get("image")
+        if has_images and features is not None:
+            raise ValueError("Give the images as `pixel_values`, `pair_features` or `mm_encoder_outputs`: only one.")
+        if has_images:
+            captured = {key: kwargs[key] for key in ("output_attentions", "output_hidden_states") if key in kwargs}
+            features = self.get_image_features(
+                pixel_values,
+                qformer_input_ids,
+                qformer_attention_mask,
+                pair_features=pair_features,
+                interpolate_pos_encoding=interpolate_pos_encoding,
+                return_dict=True,
+                **captured,
+            )
+        if inputs_embeds is not None and features is not None:
+            raise ValueError("`inputs_embeds` must hold the change tokens already: give no images beside them.")
+
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids)
+            if features is not None:
+                inputs_embeds = self._merge_change_tokens(input_ids, inputs_embeds, features.pooler_output)
+            elif input_ids.shape[1] > 1:  # one token is a decoding step, whose images are in the cache
+                placeholders = (input_ids == self.config.image_token_id).sum()
+                torch_compilable_check(
+                    (placeholders == 0) | (past_key_values is not None and past_key_values.get_seq_length() > 0),
+                    lambda: f"The prompts hold {placeholders} image placeholders, but there are 0 images.",
+                )
+        if (
+            position_ids is None
+            and past_key_values is None
+            and attention_mask is not None
+            and attention_mask.ndim == 2
+        ):
+            position_ids = _positions(attention_mask)
+
+        loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch",) if key in kwargs}
+        optional = {"position_ids": position_ids, "logits_to_keep": logits_to_keep}
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            return_dict=True,
+            **{key: value for key, value in optional.items() if key in self._language_model_inputs},
+            **kwargs,
+        )
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=outputs.logits, labels=labels, vocab_size=outputs.logits.shape[-1], **loss_kwargs
+            )
+        return DeltaVLMCausalLMOutputWithPast(
+            loss=loss,
+            logits=outputs.logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=None if features is None else features.pooler_output,
+            vision_outputs=None if features is None else features.vision_outputs,
+            qformer_outputs=None if features is None else features.qformer_outputs,
+        )
+
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> dict:
+        # Stock `generate` encodes when pixels are among the arguments, and drops every other argument of
+        # `get_image_features`: `pair_features` alone would vanish. Beam search expands the outputs in place: a
+        # caller's own are copied.
+        if model_kwargs.get("pair_features") is not None:
+            model_kwargs.setdefault("pixel_values", None)
+        if model_kwargs.get("mm_encoder_outputs") is not None:
+            outputs = model_kwargs["mm_encoder_outputs"]
+            model_kwargs["mm_encoder_outputs"] = {key: type(value)(**value) for key, value in outputs.items()}
+        return super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+
+    def _get_logits_processor(self, generation_config, input_ids_seq_length=None, logits_processor=None, **kwargs):
+        processors = super()._get_logits_processor(
+            generation_config, input_ids_seq_length, logits_processor=logits_processor, **kwargs
+        )
+        for processor in processors:
+            if isinstance(processor, RepetitionPenaltyLogitsProcessor) and processor not in (logits_processor or []):
+                processor.prompt_ignore_length = input_ids_seq_length
+        return processors
+
+
+__all__ = ["DeltaVLMForConditionalGeneration", "DeltaVLMModel", "DeltaVLMPreTrainedModel"]

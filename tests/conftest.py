@@ -1,0 +1,162 @@
+"""
+Shared parts. Everything is real: the model that the authors' own code made (`fixtures/official`), converted with the
+public converter, and the model that ships with the package.
+"""
+
+import json
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the Hub
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
+
+import deltavlm_hf
+from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration
+
+FIXTURES = Path(__file__).parent / "fixtures"
+OFFICIAL = FIXTURES / "official"
+
+
+@pytest.fixture(scope="session")
+def official() -> dict:
+    """What the authors' code recorded: `io.json`."""
+    return json.loads((OFFICIAL / "io.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def recorded() -> dict[str, torch.Tensor]:
+    """The tensors that the authors' code recorded: `io.safetensors`."""
+    return load_file(OFFICIAL / "io.safetensors")
+
+
+@pytest.fixture(scope="session")
+def official_config(official) -> DeltaVLMConfig:
+    sizes = official["config"]
+    return DeltaVLMConfig(
+        vision_config={
+            "hidden_size": sizes["embed"],
+            "intermediate_size": int(sizes["embed"] * sizes["mlp"]),
+            "num_hidden_layers": sizes["depth"],
+            "num_attention_heads": sizes["heads"],
+            "image_size": sizes["img"],
+            "patch_size": sizes["patch"],
+        },
+        qformer_config={
+            "vocab_size": official["qformer_tokenizer"]["len"],
+            "hidden_size": sizes["q_hidden"],
+            "num_hidden_layers": sizes["q_layers"],
+            "num_attention_heads": sizes["q_heads"],
+            "intermediate_size": sizes["q_inter"],
+        },
+        num_query_tokens=sizes["q_len"],
+    )
+
+
+@pytest.fixture(scope="session")
+def sources() -> dict[str, Path]:
+    """The arguments of the converter."""
+    return {
+        "checkpoint": OFFICIAL / "checkpoint_best.pth",
+        "vision": OFFICIAL / "eva_vit_base.pth",
+        "language_model": OFFICIAL / "llm",
+        "qformer_tokenizer": FIXTURES / "bert_vocab.txt",
+    }
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory, sources, official_config) -> Path:
+    """The authors' model, converted: a folder."""
+    folder = tmp_path_factory.mktemp("converted") / "deltavlm"
+    return deltavlm_hf.convert_original_checkpoint(**sources, output_dir=folder, config=official_config)
+
+
+@pytest.fixture(scope="session")
+def model(converted):
+    """The converted model. Tests do not change it."""
+    return AutoModelForImageTextToText.from_pretrained(converted)
+
+
+@pytest.fixture(scope="session")
+def processor(converted):
+    """The converted processor. Tests do not change it."""
+    return AutoProcessor.from_pretrained(converted)
+
+
+@pytest.fixture(scope="session")
+def pixel_values(recorded) -> torch.Tensor:
+    return torch.stack([recorded["image_A"], recorded["image_B"]], dim=1)  # (2, 2, 3, 56, 56)
+
+
+@pytest.fixture(scope="session")
+def pairs() -> list[tuple[Image.Image, Image.Image]]:
+    """Two image pairs."""
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(4)]
+    return [(images[0], images[1]), (images[2], images[3])]
+
+
+@pytest.fixture(scope="session")
+def small_config():
+    """Makes configurations of a model that is small enough to train from scratch in a test."""
+
+    def make(**kwargs) -> DeltaVLMConfig:
+        text_config = LlamaConfig(
+            vocab_size=60,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+        sizes = {
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "image_size": 32,
+                "patch_size": 8,
+            },
+            "qformer_config": {
+                "vocab_size": 50,
+                "hidden_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "intermediate_size": 48,
+            },
+            "text_config": text_config,
+            "num_query_tokens": 4,
+            "image_token_id": 61,
+            "pad_token_id": 60,
+        }
+        return DeltaVLMConfig(**{**sizes, **kwargs})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_inputs() -> dict[str, torch.Tensor]:
+    """Inputs for `small_config`: two questions of different length, padded on the left."""
+    torch.manual_seed(0)
+    input_ids = torch.tensor([[60, 60, 61, 61, 61, 61, 1, 7, 8], [61, 61, 61, 61, 1, 9, 10, 11, 12]])
+    return {
+        "pixel_values": torch.randn(2, 2, 3, 32, 32),
+        "input_ids": input_ids,
+        "attention_mask": (input_ids != 60).long(),
+        "qformer_input_ids": torch.tensor([[5, 6, 7, 0], [8, 9, 10, 11]]),
+        "qformer_attention_mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]),
+    }
+
+
+@pytest.fixture
+def small_model(small_config) -> DeltaVLMForConditionalGeneration:
+    """A fresh small model."""
+    torch.manual_seed(0)
+    return DeltaVLMForConditionalGeneration(small_config()).eval()
