@@ -1,0 +1,306 @@
+"""
+Image processor of DeltaVLM: pairs of images of one place, in any usual form, become `pixel_values`.
+
+Shapes: B pairs, H height, W width, C channels.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    ChannelDimension,
+    PILImageResampling,
+    load_image,
+)
+
+CHANNEL_COUNTS = (1, 3, 4)
+ROUNDING = 1e-3  # how far a float image may leave [0, 1]: a quarter of a grey level is rounding, more is other data
+
+
+class DeltaVLMImageProcessor(PilBackend):
+    r"""
+    Turns pairs of images (before, after) into `pixel_values` of shape `(B, 2, 3, H, W)`.
+
+    `images` is one pair `(before, after)` or a list of pairs `[(before, after), ...]`; an array or tensor of shape
+    `(2, 3, H, W)` or `(B, 2, 3, H, W)` is a pair or a batch of pairs. The two dates may differ in size, mode and type.
+    Each image is a PIL image, a numpy array, a torch tensor, a path, or what transformers' `load_image` reads besides
+    (a URL, `data:image/...`, base64). Resizing is PIL's bicubic, as in the authors' training.
+
+    What a pixel becomes depends on the image's mode or dtype alone, never on its content, so that both dates are
+    treated alike and no change is invented:
+
+    | image | RGB, 8 bit |
+    |---|---|
+    | RGB; PIL YCbCr, HSV, LAB, CMYK | as it is; by PIL's conversion |
+    | grey (PIL `L`, `1`; arrays of 1 channel or bool) | the one channel three times; false 0, true 255 |
+    | with alpha (PIL `LA`, `RGBA`, `PA`; arrays of 4 channels) | alpha dropped, as by the authors' `convert("RGB")` |
+    | palette (PIL `P`) | colours looked up; transparency dropped |
+    | 16 bit (PIL `I;16`, `I`; uint16) | 0..65535 -> 0..255; stretch 11- or 12-bit data yourself, both dates alike |
+    | float (PIL `F`; float arrays) | [0, 1] -> 0..255; values outside are an error |
+
+    Pillow reads PNG and TIFF of three 16-bit channels as 8-bit RGB by itself. The EXIF orientation is applied, the
+    first frame of a multi-frame file is taken. Arrays are `(H, W)`, `(H, W, C)` or `(C, H, W)`; where both of the
+    latter fit, a tensor is read as `(C, H, W)` and a numpy array as `(H, W, C)`, unless `input_data_format` says.
+
+    Args:
+        do_resize (`bool`, *optional*, defaults to `True`):
+            Resize to `size`. With `False` all images of a call must have the same size.
+        size (`dict[str, int]`, *optional*, defaults to `{"height": 224, "width": 224}`):
+            The size the model expects.
+        resample (`PILImageResampling`, *optional*, defaults to `BICUBIC`):
+            PIL's filter for resizing.
+        do_rescale (`bool`, *optional*, defaults to `True`):
+            Multiply by `rescale_factor` (1/255). Float images have been put on 0..255 by then: they need it too.
+        do_normalize (`bool`, *optional*, defaults to `True`):
+            Subtract `image_mean` and divide by `image_std` (CLIP's by default).
+        do_convert_rgb (`bool`, *optional*, defaults to `True`):
+            Has no effect: the model takes RGB only, so images are always converted.
+
+    Raises:
+        `ValueError`: if the images don't come in pairs, or one cannot be used; the message names pair and date.
+        `OSError`: (`FileNotFoundError`, `IsADirectoryError`, `PermissionError`) if a file cannot be opened.
+
+    Example:
+
+    ```python
+    >>> image_processor = DeltaVLMImageProcessor()
+    >>> image_processor(("2019.png", "2024.png"), return_tensors="pt")["pixel_values"].shape
+    torch.Size([1, 2, 3, 224, 224])
+    ```
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"height": 224, "width": 224}
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    def fetch_images(self, images: Any) -> list[tuple[Any, Any]]:
+        """
+        Arranges `images` into pairs and loads those given as path, URL or base64.
+
+        Args:
+            images: one pair or a list of pairs, in any of the forms that the class describes.
+
+        Returns:
+            `list[tuple]`: pairs (before, after) of PIL images, arrays and tensors.
+        """
+        pairs = []
+        for number, (before, after) in enumerate(_as_pairs(images), start=1):
+            with _naming(number, "before"):
+                before = _load(before)
+            with _naming(number, "after"):
+                after = _load(after)
+            pairs.append((before, after))
+        return pairs
+
+    def process_image(
+        self,
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        do_rescale: bool | None = None,
+        **kwargs,
+    ) -> np.ndarray:
+        """Converts one PIL image, array or tensor to an RGB `np.ndarray` of shape `(3, H, W)`, dtype uint8."""
+        channel_axes: tuple[int, ...] = (-1, 0)
+        if isinstance(image, Image.Image):
+            image, channel_axes = _from_pil(image), (-1,)
+        elif isinstance(image, torch.Tensor):
+            image, channel_axes = image.detach().cpu(), (0, -1)
+            image = (image.float() if image.is_floating_point() else image).numpy()  # numpy has no bfloat16
+        if input_data_format is not None and len(channel_axes) == 2:
+            channel_axes = (0,) if ChannelDimension(input_data_format) is ChannelDimension.FIRST else (-1,)
+
+        if image.ndim not in (2, 3) or 0 in image.shape:
+            raise ValueError(
+                f"expected an image of shape (H, W), (H, W, C) or (C, H, W) without empty axes, got {image.shape}; "
+                "a batch of pairs goes as one array (B, 2, C, H, W)"
+            )
+        if image.dtype.kind == "f" and do_rescale is False:
+            raise ValueError("float images are put on 0..255 first and need do_rescale=True, got do_rescale=False")
+        if image.ndim == 2:
+            image = image[None]  # (1, H, W)
+        else:
+            image = np.moveaxis(image, _find_channels(image.shape, channel_axes), 0)  # (C, H, W)
+        image = np.repeat(image, 3, axis=0) if len(image) == 1 else image[:3]  # (3, H, W)
+        return _to_uint8(image)
+
+    def _prepare_image_like_inputs(self, images: Any, *args, expected_ndims: int = 3, **kwargs) -> list[np.ndarray]:
+        """As the parent's, except that an error names the pair and the date. Flat: before, after, before, ..."""
+        prepared = []
+        for number, pair in enumerate(self.fetch_images(images), start=1):
+            for date, image in zip(("before", "after"), pair, strict=True):
+                with _naming(number, date):
+                    prepared.append(self.process_image(image, *args, **kwargs))
+        return prepared
+
+    def _preprocess(self, images: list[np.ndarray], *args, **kwargs) -> BatchFeature:
+        processed = super()._preprocess(images, *args, **{**kwargs, "return_tensors": None})["pixel_values"]
+        sizes = {image.shape[-2:] for image in processed}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"all images of a call must end up with one size, got {sorted(sizes)}; use do_resize=True"
+            )
+        pixel_values = np.stack(processed)  # (2B, 3, H, W)
+        pixel_values = pixel_values.reshape(-1, 2, *pixel_values.shape[1:])  # (B, 2, 3, H, W)
+        return BatchFeature({"pixel_values": pixel_values}, tensor_type=kwargs.get("return_tensors"))
+
+
+def _is_array(item: Any) -> bool:
+    return isinstance(item, (np.ndarray, torch.Tensor))
+
+
+def _as_pairs(images: Any) -> list[list[Any] | tuple[Any, ...]]:
+    """One pair or many, nested or stacked -> list of pairs, whatever the images are."""
+    wanted = "pass one pair (before, after) or a list of pairs [(before, after), ...]"
+    if _is_array(images) and images.ndim in (4, 5):
+        images = [list(images)] if images.ndim == 4 else [list(pair) for pair in images]
+    if not isinstance(images, (list, tuple)):
+        raise ValueError(f"expected 2 images (before, after), got a single {type(images).__name__}: {wanted}")
+    if len(images) == 0:
+        raise ValueError(f"expected at least 1 pair of images, got none: {wanted}")
+    if not any(isinstance(item, (list, tuple)) for item in images):
+        images = [images]
+
+    for number, pair in enumerate(images, start=1):
+        if not isinstance(pair, (list, tuple)):
+            got = f"a single {type(pair).__name__}"
+        elif len(pair) != 2:
+            got = str(len(pair))
+        else:
+            continue
+        raise ValueError(f"pair {number}: expected 2 images (before, after), got {got}: {wanted}")
+    return list(images)
+
+
+@contextmanager
+def _naming(number: int, date: str) -> Iterator[None]:
+    """Says in front of any error which image it is about. Pillow raises all kinds of errors on malformed files."""
+    item = f"pair {number}, {date} image"
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # no such file, is a directory, no permission
+            raise OSError(error.errno, f"{item}: {error.strerror}", error.filename) from error
+        raise ValueError(f"{item}: {error}") from error
+
+
+def _load(image: Any) -> Image.Image | np.ndarray | torch.Tensor:
+    """Path, URL or base64 -> PIL image; anything loaded already is returned as it is."""
+    if isinstance(image, Image.Image) or _is_array(image):
+        return image
+    if isinstance(image, str) and not os.path.exists(image):
+        return _load_text(image)
+    if isinstance(image, (str, os.PathLike)):
+        return _load_file(image)
+    raise ValueError(
+        f"expected a PIL image, numpy array, torch tensor, path or URL, got {type(image).__name__}; "
+        "several pairs go as [(before, after), ...]"
+    )
+
+
+def _load_text(text: str) -> Image.Image:
+    try:
+        return load_image(text)
+    except Exception as error:
+        if not text.startswith(("http://", "https://", "data:image/")):
+            raise FileNotFoundError(errno.ENOENT, "no such file (nor base64 of an image)", text[:200]) from error
+        reason = error.__context__ or error  # load_image's own message repeats all of the data
+        raise ValueError(f"cannot load {text[:200]!r} ({reason}); check it, or pass a path") from error
+
+
+def _load_file(path: str | os.PathLike) -> Image.Image:
+    with open(path, "rb") as file:  # given the path itself, Pillow 13 garbles uncompressed TIFFs with an orientation
+        try:
+            image = Image.open(file)
+            _check_pixels(image)
+            image.load()
+        except Exception as error:
+            raise ValueError(
+                f"cannot read {os.fspath(path)!r} as an image ({error}); replace the file or leave the pair out"
+            ) from error
+    return image
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Refuses an image above Pillow's own bound, where Pillow itself warns up to twice the bound."""
+    pixels = image.width * image.height
+    if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{image.width} x {image.height} = {pixels} pixels, at most {Image.MAX_IMAGE_PIXELS} are allowed "
+            "(decompression bomb?); cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        )
+
+
+def _from_pil(image: Image.Image) -> np.ndarray:
+    """PIL image of any mode -> (H, W) in its own depth if 16-bit or float, else RGB (H, W, 3)."""
+    _check_pixels(image)
+    if 0 in image.size:
+        raise ValueError(f"expected an image of at least 1 x 1 pixel, got {image.width} x {image.height}")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I;16"):
+        return np.array(image)
+    if image.mode == "I":  # 32 bit, in which Pillow keeps 16-bit files of some formats
+        array = np.array(image)
+        if array.min() < 0 or array.max() > 65535:
+            raise ValueError(
+                f"expected 16-bit values 0..65535 in mode I, got {array.min()}..{array.max()}: "
+                "scale both dates alike to floats in [0, 1]"
+            )
+        return array.astype(np.uint16)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns of transparency
+    return np.array(image.convert("RGB"))
+
+
+def _find_channels(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    """The first of `axes` whose length can be a number of channels."""
+    for axis in axes:
+        if shape[axis] in CHANNEL_COUNTS:
+            return axis
+    raise ValueError(
+        f"expected 1 (grey), 3 (RGB) or 4 (RGBA) channels, got an array of shape {shape}: "
+        "pick the red, green and blue bands, for example image[..., [2, 1, 0]]"
+    )
+
+
+def _to_uint8(image: np.ndarray) -> np.ndarray:
+    """Any accepted dtype -> uint8, by a rule that depends on the dtype alone."""
+    if image.dtype.kind == "f":
+        if not np.isfinite(image).all():
+            raise ValueError("found NaN or infinite values: fill them before, for instance with np.nan_to_num")
+        low, high = image.min(), image.max()
+        if low < -ROUNDING or high > 1 + ROUNDING:
+            raise ValueError(
+                f"float images must lie in [0, 1], got [{low:.4g}, {high:.4g}]: scale both dates alike, or cast "
+                "0..255 data to uint8; values already normalised go to the model as `pixel_values`, without processor"
+            )
+        return np.round(image.clip(0, 1) * 255).astype(np.uint8)
+    match image.dtype.name:
+        case "uint8":
+            return image
+        case "bool":
+            return image * np.uint8(255)
+        case "uint16":
+            return np.round(image / 257).astype(np.uint8)  # 65535 = 257 * 255
+    raise ValueError(
+        f"expected dtype uint8, uint16, bool or float, got {image.dtype}: "
+        "cast 0..255 data to uint8, or scale both dates alike to floats in [0, 1]"
+    )
+
+
+__all__ = ["DeltaVLMImageProcessor"]

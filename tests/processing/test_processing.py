@@ -1,0 +1,297 @@
+"""The processor: prompts, dialogues, answers, chat messages, limits and errors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import FIXTURES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltavlm_hf import DeltaVLMProcessor
+from deltavlm_hf.processing.processing_deltavlm import normalize_text
+
+PLAIN = {"normalize_text": False, "qformer_prompt": "question"}
+
+
+def prompt_of(processor, inputs, row=0) -> str:
+    ids = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
+    return processor.tokenizer.decode(ids[processor.num_query_tokens :], skip_special_tokens=True)
+
+
+def chat(pair, *texts):
+    """Messages that take turns; the images come with the first."""
+    images = [{"type": "image", "image": image} for image in pair]
+    messages = [{"role": "user", "content": [*images, {"type": "text", "text": texts[0]}]}]
+    for index, text in enumerate(texts[1:]):
+        messages.append({"role": "user" if index % 2 else "assistant", "content": [{"type": "text", "text": text}]})
+    return messages
+
+
+class TestPrompts:
+    def test_one_pair(self, processor, pairs):
+        inputs = processor(images=pairs[0], text="What changed?", return_tensors="pt", **PLAIN)
+        assert inputs["pixel_values"].shape == (1, 2, 3, 56, 56)
+        assert inputs["input_ids"][0, :8].eq(processor.image_token_id).all()
+        assert inputs["input_ids"][0, 8] == processor.tokenizer.bos_token_id
+        assert prompt_of(processor, inputs) == "What changed?"
+        assert processor.qformer_tokenizer.decode(inputs["qformer_input_ids"][0]) == "[CLS] what changed? [SEP]"
+        assert "labels" not in inputs
+
+    def test_batch(self, processor, pairs):
+        inputs = processor(images=pairs, text=["What?", "How many roads are new?"], padding=True, return_tensors="pt")
+        assert inputs["pixel_values"].shape == (2, 2, 3, 56, 56)
+        assert inputs["attention_mask"][0, 0] == 0  # on the left, as generation needs
+        assert inputs["qformer_attention_mask"][0, -1] == 0
+
+    def test_images_alone_and_text_alone(self, processor, pairs):
+        assert list(processor(images=pairs[0], return_tensors="pt")) == ["pixel_values"]
+        inputs = processor(text="What?", return_tensors="pt")
+        assert "pixel_values" not in inputs
+        assert inputs["input_ids"].eq(processor.image_token_id).sum() == processor.num_query_tokens
+
+    def test_several_texts_for_one_pair(self, processor, pairs):
+        inputs = processor(images=pairs[0], text=["What?", "Where?"], padding=True, return_tensors="pt")
+        assert (len(inputs["pixel_values"]), len(inputs["input_ids"])) == (1, 2)
+
+    def test_without_padding(self, processor):
+        inputs = processor(text=["What?", "How many roads are new?"])
+        assert len(inputs["input_ids"][0]) < len(inputs["input_ids"][1])
+
+    def test_padding_to_a_length(self, processor):
+        inputs = processor(text=["What?", "Where?"], padding="max_length", max_length=40, return_tensors="pt")
+        assert inputs["input_ids"].shape == (2, 40)
+
+    def test_special_tokens_in_user_text_are_data(self, processor):
+        text = "what is <image> and </s> and [PAD] and <unk>?"
+        inputs = processor(text=text, return_tensors="pt", **PLAIN)
+        prompt = inputs["input_ids"][0, 9:]
+        assert not torch.isin(prompt, torch.tensor([processor.image_token_id, 0, 1, 2, 1000])).any()
+        assert processor.tokenizer.decode(prompt) == text
+        special = torch.tensor(processor.qformer_tokenizer.all_special_ids)
+        instruction = processor(text="a [SEP] b [DEC] c", return_tensors="pt", **PLAIN)["qformer_input_ids"][0, 1:-1]
+        assert not torch.isin(instruction, special).any()
+
+
+class TestDialogue:
+    HISTORY = [("What changed?", "A road."), ("Anything else?", "Two houses.")]
+
+    def test_form(self, processor):
+        inputs = processor(text="Where?", history=self.HISTORY, return_tensors="pt", **PLAIN)
+        expected = "q: What changed? a: A road. q: Anything else? a: Two houses. q: Where?"
+        assert prompt_of(processor, inputs) == expected
+
+    def test_empty_history_still_takes_the_form(self, processor):
+        inputs = processor(text="Where?", history=[], return_tensors="pt", **PLAIN)
+        assert prompt_of(processor, inputs) == "q: Where?"
+
+    @pytest.mark.parametrize(("field", "start"), [("question", "[CLS] where"), ("dialogue", "[CLS] q : what")])
+    def test_what_the_qformer_reads(self, field, start, processor):
+        kwargs = {**PLAIN, "qformer_prompt": field}
+        inputs = processor(text="Where?", history=self.HISTORY, return_tensors="pt", **kwargs)
+        assert processor.qformer_tokenizer.decode(inputs["qformer_input_ids"][0]).startswith(start)
+
+    def test_long_instructions_lose_their_beginning(self, processor):
+        history = [("what " * 200, "nothing")]
+        kwargs = {**PLAIN, "qformer_prompt": "dialogue"}
+        inputs = processor(text="and where?", history=history, return_tensors="pt", **kwargs)
+        assert inputs["qformer_input_ids"].shape == (1, 128)
+        assert processor.qformer_tokenizer.decode(inputs["qformer_input_ids"][0]).endswith("and where? [SEP]")
+
+    def test_oldest_turns_are_dropped(self, processor):
+        full = processor(text="Where?", history=self.HISTORY, **PLAIN)
+        length = len(full["input_ids"][0])
+        inputs = processor(text="Where?", history=self.HISTORY, max_length=length - 1, return_tensors="pt", **PLAIN)
+        assert prompt_of(processor, inputs) == "q: Anything else? a: Two houses. q: Where?"
+
+    @given(st.lists(st.tuples(st.text(max_size=40), st.text(max_size=40)), max_size=6), st.integers(30, 90))
+    @settings(max_examples=50, deadline=None)
+    def test_the_current_question_is_never_dropped(self, processor, history, max_length):
+        inputs = processor(text="where?", history=history, max_length=max_length, return_tensors="pt", **PLAIN)
+        assert inputs["input_ids"].shape[1] <= max_length
+        assert prompt_of(processor, inputs).endswith("q: where?")
+
+    def test_a_question_that_does_not_fit(self, processor):
+        with pytest.raises(ValueError, match=r"Text 1 has \d+ tokens, but only 12 fit beside 8 image placeholders"):
+            processor(text=["Why?", "why " * 40], max_length=20)
+
+
+class TestAnswers:
+    def test_labels_cover_answer_and_end(self, processor, pairs):
+        answers = ["yes", "two new roads"]
+        inputs = processor(images=pairs, text=["Changed?", "What?"], answers=answers, padding=True, return_tensors="pt")
+        for row, answer in enumerate(answers):
+            learned = inputs["labels"][row][inputs["labels"][row] != -100]
+            assert learned[-1] == processor.tokenizer.eos_token_id
+            assert processor.tokenizer.decode(learned, skip_special_tokens=True) == answer
+            assert inputs["input_ids"][row][inputs["labels"][row] != -100].equal(learned)
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_the_prompt_is_the_one_of_generation(self, side, processor):
+        asked = processor(text="What?", history=[("a", "b")], return_tensors="pt")
+        taught = processor(
+            text=["What?", "How many houses?"],
+            history=[[("a", "b")], []],
+            answers=["a road", "3"],
+            padding=True,
+            padding_side=side,
+            return_tensors="pt",
+        )
+        ids = taught["input_ids"][0][taught["attention_mask"][0].bool()]
+        assert ids[: asked["input_ids"].shape[1]].equal(asked["input_ids"][0])
+
+    @torch.no_grad()
+    def test_the_loss_is_finite_and_falls_on_the_answer(self, model, processor, pairs):
+        inputs = processor(images=pairs[0], text="Changed?", answers="yes", return_tensors="pt")
+        outputs = model(**inputs)
+        learned = inputs["labels"][0, 1:] != -100
+        expected = torch.nn.functional.cross_entropy(outputs.logits[0, :-1][learned], inputs["labels"][0, 1:][learned])
+        torch.testing.assert_close(outputs.loss, expected)
+
+
+class TestNormalizer:
+    @pytest.mark.parametrize("case", json.loads((FIXTURES / "text.json").read_text()), ids=lambda case: case["in"][:20])
+    def test_equals_the_authors(self, case):
+        # Their cut after 50 words is left out on purpose.
+        assert " ".join(normalize_text(case["in"]).split(" ")[:50]) == case["out"]
+
+    def test_applies_to_the_flattened_dialogue(self, processor):
+        """The authors' training samples, from `dialogue.json`."""
+        recorded = json.loads((FIXTURES / "dialogue.json").read_text())
+        for annotation in recorded["annotations"]:
+            values = [turn["value"].replace("<image>", "").strip() for turn in annotation["conversations"]]
+            turns = list(zip(values[::2], values[1::2], strict=True))
+            samples = [sample for sample in recorded["samples"] if sample["id"] == annotation["id"]]
+            for index, sample in enumerate(samples):
+                question, answer = turns[index]
+                inputs = processor(text=question, history=turns[:index], answers=answer, return_tensors="pt")
+                labels = inputs["labels"][0]
+                asked = inputs["input_ids"][0, 8:][labels[8:] == -100]
+                prompt = processor.tokenizer.decode(asked, skip_special_tokens=True)
+                assert " ".join(prompt.split(" ")[:50]) == sample["text_input"]
+                learned = processor.tokenizer.decode(labels[labels != -100], skip_special_tokens=True)
+                assert learned == sample["text_output"]
+
+
+class TestChat:
+    def test_equals_the_plain_call(self, processor, pairs):
+        messages = chat(pairs[0], "What changed?", "A road.", "Where?")
+        inputs = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        expected = processor(
+            images=pairs[0], text="Where?", history=[("What changed?", "A road.")], return_tensors="pt"
+        )
+        assert list(inputs) == list(expected)
+        for name in expected:
+            assert inputs[name].equal(expected[name])
+
+    def test_as_a_string(self, processor, pairs):
+        messages = chat(pairs[0], "What changed?", "A road.", "Where?")
+        expected = "q: What changed? a: A road. q: Where?"
+        assert processor.apply_chat_template(messages, add_generation_prompt=True) == expected
+
+    def test_batch(self, processor, pairs):
+        chats = [chat(pairs[0], "What?"), chat(pairs[1], "What?", "A road.", "Where are the new roads?")]
+        inputs = processor.apply_chat_template(
+            chats, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True}
+        )
+        assert inputs["pixel_values"].shape == (2, 2, 3, 56, 56)
+
+    def test_a_final_answer_gives_labels(self, processor, pairs):
+        inputs = processor.apply_chat_template(
+            chat(pairs[0], "What?", "A road."), tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        expected = processor(images=pairs[0], text="What?", history=[], answers="A road.", return_tensors="pt")
+        assert inputs["labels"].equal(expected["labels"])
+        assert inputs["input_ids"].equal(expected["input_ids"])
+
+    def test_a_final_answer_can_be_continued(self, processor, pairs):
+        inputs = processor.apply_chat_template(
+            chat(pairs[0], "What?", "A road"),
+            continue_final_message=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        assert "labels" not in inputs
+        assert prompt_of(processor, inputs) == "q what? a road"
+
+    def test_paths_and_openai_blocks(self, processor, pairs, tmp_path):
+        paths = [tmp_path / "before.png", tmp_path / "after.png"]
+        for image, path in zip(pairs[0], paths, strict=True):
+            image.save(path)
+        first = [{"type": "image", "path": str(path)} for path in paths]
+        second = [{"type": "image_url", "image_url": {"url": str(path)}} for path in paths]
+        expected = processor(images=pairs[0], return_tensors="pt")["pixel_values"]
+        for blocks in (first, second):
+            messages = [{"role": "user", "content": [*blocks, {"type": "text", "text": "What?"}]}]
+            inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+            assert inputs["pixel_values"].equal(expected)
+
+    @pytest.mark.parametrize(
+        ("messages", "message"),
+        [
+            ([], "at least one message"),
+            ([{"role": "system", "content": "Be brief."}], "Message 0 has the role 'system', expected 'user'"),
+            ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "Message 1 .* expected 'assistant'"),
+            ([{"role": "user", "content": [{"type": "video", "path": "a"}]}], "block of type 'video'"),
+            ([{"role": "user", "content": [{"type": "image", "path": "a"}]}], "two images, before and after; got 1"),
+        ],
+        ids=["empty", "system", "two users", "video", "one image"],
+    )
+    def test_errors(self, messages, message, processor):
+        with pytest.raises(ValueError, match=message):
+            processor.apply_chat_template([messages], tokenize=True)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("kwargs", "message"),
+        [
+            ({}, "Give `images`, `text` or both"),
+            ({"text": ["a", "b", "c"], "images": 2}, "2 image pairs for 3 texts"),
+            ({"text": ["a", "b"], "answers": ["yes"]}, "1 answers for 2 texts"),
+            ({"text": ["a", "b"], "history": [[]]}, "1 histories for 2 texts"),
+            ({"text": ["a", "b"], "answers": ["yes", None]}, "Some `answers` are None"),
+            ({"text": ["a", 3]}, "`text` must be strings, got int: 3"),
+            ({"text": "a", "history": ["b", "c"]}, "`history` must hold \\(question, answer\\) pairs, got 'b'"),
+            ({"text": "a", "qformer_prompt": "both"}, "'both', expected one of question, dialogue"),
+        ],
+        ids=str,
+    )
+    def test_what_does_not_go_together(self, kwargs, message, processor, pairs):
+        if "images" in kwargs:
+            kwargs = {**kwargs, "images": pairs[: kwargs["images"]]}
+        with pytest.raises(ValueError, match=message):
+            processor(**kwargs)
+
+    def test_single_image(self, processor, pairs):
+        with pytest.raises(ValueError, match="before"):
+            processor(images=pairs[0][0], text="What?")
+
+    def test_tokenizer_without_padding(self, processor):
+        class NoPadding(type(processor.tokenizer)):
+            pad_token_id = None
+
+        tokenizer = NoPadding.from_pretrained(FIXTURES / "official" / "llm")
+        with pytest.raises(ValueError, match="set `tokenizer.pad_token` first"):
+            DeltaVLMProcessor(processor.image_processor, tokenizer, processor.qformer_tokenizer)
+
+
+class TestSaving:
+    def test_round_trip(self, processor, pairs, tmp_path):
+        processor.save_pretrained(tmp_path)
+        loaded = DeltaVLMProcessor.from_pretrained(tmp_path)
+        for name in ("num_query_tokens", "qformer_prompt", "qformer_max_length", "normalize_text", "chat_template"):
+            assert getattr(loaded, name) == getattr(processor, name)
+        call = {"images": pairs, "text": ["What?", "Where?"], "history": [[("a", "b")], []], "answers": ["c", "d"]}
+        expected = processor(**call, padding=True, return_tensors="pt")
+        actual = loaded(**call, padding=True, return_tensors="pt")
+        for name in expected:
+            assert actual[name].equal(expected[name])
+
+    def test_decoding(self, processor):
+        ids = processor.tokenizer("two new roads", add_special_tokens=False)["input_ids"]
+        assert processor.batch_decode(np.array([ids])) == ["two new roads"]
