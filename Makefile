@@ -1,0 +1,41 @@
+# Everything happens in .venv, which the first target that needs it creates.
+.PHONY: help demo test style quality
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Without a GPU the pinned release keeps pip from choosing a newer torch built for one. Where your index offers several
+# builds of a release, choose with TORCH="...", for example make demo TORCH="torch==2.13.0+cpu".
+TORCH ?= $(shell nvidia-smi >/dev/null 2>&1 && echo 'torch>=2.6' || echo 'torch==2.13.0')
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/.installed  ## ask the model that ships with the package about a generated pair, write a picture of it
+	$(BIN)/deltavlm demo
+
+test: .venv/.installed-dev  ## run all tests
+	$(BIN)/python -m pytest
+
+style: .venv/.installed-dev  ## put the code into the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: .venv/.installed-dev  ## check style and types, change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch goes first: what depends on it would otherwise bring a build of its own choice.
+.venv/.torch:
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install "$(TORCH)"
+	touch $@
+
+.venv/.installed: .venv/.torch pyproject.toml setup.cfg
+	$(BIN)/python -m pip install --editable .
+	touch $@
+
+.venv/.installed-dev: .venv/.torch pyproject.toml setup.cfg
+	$(BIN)/python -m pip install --editable ".[dev]"
+	touch $@ .venv/.installed

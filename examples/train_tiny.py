@@ -1,0 +1,488 @@
+"""
+Makes the small model that ships with the package, from seed to weights, on generated scenes.
+
+    python examples/train_tiny.py --output src/deltavlm_hf/tiny_model
+
+Every stage is a plain `Trainer`:
+1. `language`: a small language model learns, from text alone, to answer all six tasks from a description of the change
+   in 32 tokens. Then it is frozen.
+2. `eyes`: vision encoder and CSRM learn, under a throw-away head, to mark what is new in every patch.
+3. `align`: the Q-Former learns to write the description in the language model's own embedding space.
+4. `speak`: Q-Former, CSRM and vision encoder learn from the answers, through the frozen language model.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMImageProcessor, DeltaVLMProcessor
+from deltavlm_hf.data.questions import (
+    INSTRUCTIONS,
+    TASKS,
+    Facts,
+    make_record,
+    parse_count,
+    parse_grid,
+    read_facts,
+)
+from deltavlm_hf.data.scenes import BUILDING, ROAD, generate_scene
+
+SIZE, PATCH, QUERIES, WIDTH = 96, 8, 32, 128
+GRID = SIZE // PATCH
+TRAIN_SEEDS, VALIDATION_SEEDS, TEST_SEEDS = 1_000_000, 2_000_000, 3_000_000  # where each range begins
+# Stage -> optimizer steps, batch size, learning rate.
+STAGES = {
+    "language": (900, 64, 2e-3),
+    "eyes": (2000, 32, 1e-3),
+    "align": (1100, 32, 1e-3),
+    "speak": (480, 32, 5e-4),
+}
+QUESTIONS_PER_PAIR = 3
+TASK_WEIGHTS = {"caption": 1, "binary": 1, "count": 1.5, "grid": 2, "open": 2, "dialogue": 2}
+
+
+# Data
+
+
+class Scenes(Dataset):
+    """Generated pairs, each time flipped or turned at random, with what the stages learn from."""
+
+    def __init__(self, first_seed: int, count: int):
+        with Pool() as pool:
+            seeds = range(first_seed, first_seed + count)
+            pairs = list(tqdm(pool.imap(_generate, seeds, chunksize=64), total=count, desc="scenes"))
+        self.images = np.stack([images for images, _, _ in pairs])  # (n, 2, H, W, 3), uint8
+        self.dense = np.stack([dense for _, dense, _ in pairs])  # (n, GRID, GRID, 3): road, building, centre
+        self.facts = [facts for _, _, facts in pairs]
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def __getitem__(self, index: int) -> dict:
+        turn = int(torch.randint(8, ()))
+        return {
+            "images": _dihedral(self.images[index], turn, axes=(1, 2)),
+            "dense": _dihedral(self.dense[index], turn, axes=(0, 1)),
+            "facts": _turn_facts(self.facts[index], turn),
+        }
+
+
+def _generate(seed: int) -> tuple[np.ndarray, np.ndarray, Facts]:
+    scene = generate_scene(seed, SIZE)
+    patches = scene.mask.reshape(GRID, PATCH, GRID, PATCH)
+    dense = np.zeros((GRID, GRID, 3), np.float32)
+    for channel, value in enumerate((ROAD, BUILDING)):
+        dense[..., channel] = (patches == value).mean((1, 3)) > 0.1
+    for row, column in np.clip(scene.buildings / PATCH, 0, GRID - 1).astype(int):
+        dense[row, column, 2] = 1
+    return np.stack([scene.before, scene.after]), dense, read_facts(scene)
+
+
+def _dihedral(array: np.ndarray, turn: int, axes: tuple[int, int]) -> np.ndarray:
+    array = np.rot90(array, turn % 4, axes)
+    return np.flip(array, axes[1]) if turn >= 4 else array
+
+
+def _turn_facts(facts: Facts, turn: int) -> Facts:
+    cells = np.stack([facts.road_cells, facts.building_cells, facts.buildings_by_cell], -1).reshape(3, 3, 3)
+    roads, buildings, by_cell = _dihedral(cells, turn, axes=(0, 1)).reshape(9, 3).T
+    return Facts(facts.roads, facts.buildings, roads.astype(bool), buildings.astype(bool), by_cell)
+
+
+def describe_in_tokens(facts: Facts) -> list[str]:
+    """The description of a change in 32 words, each a token: the Q-Former's first lesson."""
+    yes_no = ["yes" if truth else "no" for truth in (facts.changed, *facts.road_cells, *facts.building_cells)]
+    numbers = [facts.roads, facts.buildings, *facts.buildings_by_cell, facts.roads, facts.buildings]
+    return [*yes_no, *(str(number) for number in numbers)]
+
+
+def make_turn(facts: Facts, rng: np.random.Generator) -> tuple[str, list[tuple[str, str]] | None, str]:
+    """A question, the turns before it (None: the question stands alone) and its answer."""
+    weights = np.array([TASK_WEIGHTS[task] for task in TASKS])
+    record = make_record(facts, rng.choice(TASKS, p=weights / weights.sum()), rng, paraphrase=0.5)
+    if record.task == "dialogue":
+        turn = int(rng.integers(len(record.turns)))
+        history = list(record.turns[:turn])
+    else:
+        turn, history = 0, ([] if rng.random() < 0.5 else None)
+        if rng.random() < 0.2:  # after another question
+            task = rng.choice([task for task in TASKS if task != "dialogue"])
+            history = list(make_record(facts, task, rng, paraphrase=0.5).turns)
+    question, answer = record.turns[turn]
+    return question, history, answer
+
+
+class Collator:
+    """Items of `Scenes` -> a batch; `questions` for each pair, in the processor's own form."""
+
+    def __init__(self, processor: DeltaVLMProcessor, questions: int):
+        self.processor = processor
+        self.questions = questions
+        image_processor = processor.image_processor
+        self.mean, self.std = (
+            torch.tensor(values).view(3, 1, 1) * 255 for values in (image_processor.image_mean, image_processor.image_std)
+        )
+        words = ["yes", "no", *map(str, range(10))]
+        self.ids = {word: _only(processor.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words}
+
+    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng(int(torch.randint(2**31, ())))
+        facts = [item["facts"] for item in items for _ in range(self.questions)]
+        questions, histories, answers = zip(*(make_turn(fact, rng) for fact in facts), strict=True)
+        batch = self.processor(
+            text=list(questions), history=list(histories), answers=list(answers), padding=True, return_tensors="pt"
+        )
+        images = torch.from_numpy(np.stack([item["images"] for item in items])).permute(0, 1, 4, 2, 3)
+        batch["pixel_values"] = (images - self.mean) / self.std  # what the image processor does at this size
+        batch["dense"] = torch.from_numpy(np.stack([item["dense"] for item in items]))
+        described = [[self.ids[word] for word in describe_in_tokens(item["facts"])] for item in items]
+        batch["description"] = torch.tensor(described)
+        return dict(batch)
+
+
+def _only(ids: list[int]) -> int:
+    (token,) = ids
+    return token
+
+
+# Model
+
+
+def make_tokenizer(facts: list[Facts]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE on this project's own texts: their words are single tokens, any other text still has its bytes."""
+    rng = np.random.default_rng(0)
+    texts = [text for fact in facts for text in (*sum(make_record(fact, "dialogue", rng).turns, ()), *map(str, range(10)))]
+    for fact in facts:
+        texts += [text for _ in range(4) for text in _flat(make_turn(fact, rng))]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>", "<image>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
+    )
+
+
+def _flat(turn) -> list[str]:
+    question, history, answer = turn
+    return [question, answer, "q: a:", *(text for pair in history or () for text in pair)]
+
+
+def make_processor(facts: list[Facts]) -> DeltaVLMProcessor:
+    return DeltaVLMProcessor(
+        DeltaVLMImageProcessor(size={"height": SIZE, "width": SIZE}),
+        make_tokenizer(facts),
+        make_tokenizer(facts),
+        num_query_tokens=QUERIES,
+    )
+
+
+def make_config(processor: DeltaVLMProcessor) -> DeltaVLMConfig:
+    vocabulary = len(processor.tokenizer)
+    return DeltaVLMConfig(
+        vision_config={
+            "hidden_size": WIDTH,
+            "intermediate_size": 3 * WIDTH,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 4,
+            "image_size": SIZE,
+            "patch_size": PATCH,
+        },
+        qformer_config={
+            "vocab_size": len(processor.qformer_tokenizer),
+            "hidden_size": WIDTH,
+            "intermediate_size": 3 * WIDTH,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "cross_attention_frequency": 1,
+            "max_position_embeddings": 128,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        },
+        text_config=LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=WIDTH,
+            intermediate_size=3 * WIDTH,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=processor.tokenizer.bos_token_id,
+            eos_token_id=processor.tokenizer.eos_token_id,
+            pad_token_id=processor.tokenizer.pad_token_id,
+        ),
+        num_query_tokens=QUERIES,
+        image_token_id=processor.image_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        difference_dropout=0.1,
+        spatial_position_codes=True,
+    )
+
+
+# What each stage learns: modules that exist only here
+
+
+def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy with weight 1 / sqrt(length) on each answer, lest long answers drown yes and no."""
+    labels = labels[:, 1:]
+    losses = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), reduction="none")
+    weights = (labels != -100) / (labels != -100).sum(-1, keepdim=True).sqrt()
+    return (losses.view_as(labels) * weights).sum() / weights.sum()
+
+
+class Language(nn.Module):
+    """The language model, fed the description where change tokens will stand."""
+
+    def __init__(self, model: DeltaVLMForConditionalGeneration):
+        super().__init__()
+        self.language_model = model.language_model
+        self.image_token_id = model.config.image_token_id
+
+    def forward(self, input_ids, attention_mask, labels, description, **_):
+        repeated = description.repeat_interleave(len(input_ids) // len(description), 0)
+        input_ids = input_ids.masked_scatter(input_ids == self.image_token_id, repeated)
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self.language_model(input_ids, attention_mask=attention_mask, position_ids=positions).logits
+        return {"loss": answer_loss(logits, labels)}
+
+
+class Eyes(nn.Module):
+    """Vision encoder and CSRM under a head that marks each patch: new road, new building, new building's centre."""
+
+    def __init__(self, model: DeltaVLMForConditionalGeneration):
+        super().__init__()
+        self.vision_model, self.difference = model.vision_model, model.difference
+        self.encode = lambda pixel_values: model.encode_pair(pixel_values)
+        self.head = nn.Sequential(nn.Linear(2 * WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, 3))
+
+    def forward(self, pixel_values, dense, **_):
+        before, after = self.encode(pixel_values).chunk(2, dim=1)
+        marks = self.head(torch.cat([before, after], dim=-1)[:, 1:])  # (B, GRID * GRID, 3)
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            marks.float(), dense.flatten(1, 2), pos_weight=torch.tensor([2.0, 2.0, 4.0])
+        )
+        return {"loss": loss}
+
+
+def alignment_loss(change_tokens: torch.Tensor, description: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """How far the change tokens are from the description's embeddings: distance, and which token they are nearest to."""
+    scale = table.std()
+    distance = nn.functional.mse_loss(change_tokens / scale, table[description] / scale)
+    nearness = change_tokens @ table.T - table.square().sum(-1) / 2  # half the squared distance, turned round
+    scores = nearness / (scale.square() * WIDTH**0.5)
+    return distance + nn.functional.cross_entropy(scores.flatten(0, 1), description.flatten())
+
+
+class Align(nn.Module):
+    """The Q-Former, taught to write the description; the eyes keep learning."""
+
+    def __init__(self, model: DeltaVLMForConditionalGeneration):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values, qformer_input_ids, qformer_attention_mask, description, **_):
+        change_tokens = self.model.get_image_features(
+            pixel_values, qformer_input_ids, qformer_attention_mask, return_dict=True
+        ).pooler_output
+        return {"loss": alignment_loss(change_tokens, description, self.model.get_input_embeddings().weight)}
+
+
+class Speak(nn.Module):
+    """Everything but the language model, taught by the answers that come through it."""
+
+    def __init__(self, model: DeltaVLMForConditionalGeneration):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values, labels, description, dense, **inputs):
+        questions = len(labels) // len(pixel_values)
+        pair_features = self.model.encode_pair(pixel_values).repeat_interleave(questions, 0)
+        outputs = self.model(**inputs, pair_features=pair_features)
+        table = self.model.get_input_embeddings().weight
+        described = description.repeat_interleave(questions, 0)
+        alignment = alignment_loss(outputs.image_hidden_states, described, table)
+        return {"loss": answer_loss(outputs.logits, labels) + 0.2 * alignment}
+
+
+def train(stage: str, module: nn.Module, scenes: Scenes, collator: Collator, scale: float, seed: int) -> float:
+    """Runs one stage; returns the minutes it took."""
+    steps, batch_size, learning_rate = STAGES[stage]
+    steps = max(2, round(steps * scale))
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=min(100, steps // 10),
+            weight_decay=0.05,
+            max_grad_norm=1.0,
+            use_cpu=True,
+            logging_steps=max(1, steps // 20),
+            save_strategy="no",
+            report_to="none",
+            remove_unused_columns=False,
+            label_names=[],
+            dataloader_num_workers=1,
+            dataloader_persistent_workers=True,
+            seed=seed,
+        )
+        Trainer(module, arguments, train_dataset=scenes, data_collator=collator).train()
+    return (time.perf_counter() - start) / 60
+
+
+# Evaluation, through the package's public way only
+
+
+def evaluate(folder: Path, first_seed: int, count: int, batch_size: int = 50) -> dict:
+    """Asks the saved model about unseen pairs; the figures of `evaluation.json`."""
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+
+    def ask(scenes, questions, histories=None) -> list[str]:
+        inputs = processor(
+            images=[(scene.before, scene.after) for scene in scenes],
+            text=questions,
+            history=histories,
+            padding=True,
+            return_tensors="pt",
+        )
+        ids = model.generate(**inputs, max_new_tokens=160)
+        answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [answer.strip() for answer in answers]
+
+    right = {name: [] for name in ("yes_no", "roads_exact", "buildings_exact", "caption_sense", "open_exact", "dialogue")}
+    unparsed = {"count": 0, "grid": 0}
+    cells: dict[str, list] = {"roads": [], "buildings": []}
+    for start in tqdm(range(0, count, batch_size), desc="evaluation"):
+        seeds = range(first_seed + start, first_seed + min(start + batch_size, count))
+        scenes = [generate_scene(seed, SIZE) for seed in seeds]
+        facts = [read_facts(scene) for scene in scenes]
+        answers = {task: ask(scenes, [INSTRUCTIONS[task]] * len(scenes)) for task in INSTRUCTIONS}
+        rngs = [np.random.default_rng(seed) for seed in seeds]
+        open_turns = [make_record(fact, "open", rng).turns[0] for fact, rng in zip(facts, rngs, strict=True)]
+        open_answers = ask(scenes, [question for question, _ in open_turns])
+        dialogues = [make_record(fact, "dialogue", rng).turns for fact, rng in zip(facts, rngs, strict=True)]
+        histories: list[list] = [[] for _ in scenes]
+        for turn in range(3):  # the model's own earlier answers stand in the history
+            questions = [dialogue[turn][0] for dialogue in dialogues]
+            for history, question, answer in zip(histories, questions, ask(scenes, questions, histories), strict=True):
+                history.append((question, answer))
+        for row, fact in enumerate(facts):
+            right["yes_no"].append(answers["binary"][row] == ("yes" if fact.changed else "no"))
+            count_answer = parse_count(answers["count"][row])
+            unparsed["count"] += count_answer is None
+            roads, buildings = count_answer or (None, None)
+            right["roads_exact"].append(roads == fact.roads)
+            right["buildings_exact"].append(buildings == fact.buildings)
+            caption = answers["caption"][row]
+            right["caption_sense"].append(("road" in caption, "building" in caption) == (fact.roads > 0, fact.buildings > 0))
+            right["open_exact"].append(open_answers[row] == open_turns[row][1])
+            right["dialogue"].append(tuple(histories[row]) == dialogues[row])
+            grid_answer = parse_grid(answers["grid"][row])
+            unparsed["grid"] += grid_answer is None
+            for index, (name, truth) in enumerate((("roads", fact.road_cells), ("buildings", fact.building_cells))):
+                cells[name].append((truth, np.zeros(9, bool) if grid_answer is None else grid_answer[index]))
+
+    def micro_f1(pairs) -> float:
+        truth, answer = (np.array(column) for column in zip(*pairs, strict=True))
+        return float(2 * (truth & answer).sum() / (truth.sum() + answer.sum()))
+
+    return {
+        "pairs": count,
+        "seeds": [first_seed, first_seed + count - 1],
+        **{name: float(np.mean(values)) for name, values in right.items()},
+        **{f"grid_f1_{name}": micro_f1(pairs) for name, pairs in cells.items()},
+        "unparsed": unparsed,
+    }
+
+
+# Everything in order
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write the model to")
+    parser.add_argument("--scale", type=float, default=1.0, help="steps of every stage, relative to the shipped model's")
+    parser.add_argument("--scenes", type=int, default=16_000, help="generated training pairs")
+    parser.add_argument("--test", type=int, default=500, help="unseen pairs for the evaluation")
+    parser.add_argument("--validate", action="store_true", help="evaluate on validation pairs, to choose settings by")
+    parser.add_argument("--keep", type=Path, help="keep finished stages in this folder, and go on from those in it")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    set_seed(args.seed)
+    scenes = Scenes(TRAIN_SEEDS, args.scenes)
+    processor = make_processor(scenes.facts[:2000])
+    model = DeltaVLMForConditionalGeneration(make_config(processor))
+    print(f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} million parameters")
+    one, several = Collator(processor, 1), Collator(processor, QUESTIONS_PER_PAIR)
+
+    minutes = {}
+    for stage, module, collator in (
+        ("language", Language, one),
+        ("eyes", Eyes, one),
+        ("align", Align, one),
+        ("speak", Speak, several),
+    ):
+        model.language_model.requires_grad_(stage == "language")
+        kept = args.keep / f"{stage}.pt" if args.keep else None
+        if kept and kept.exists():
+            model.load_state_dict(torch.load(kept, weights_only=True))
+            continue
+        minutes[stage] = train(stage, module(model), scenes, collator, args.scale, args.seed)
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(model.state_dict(), kept)
+
+    model.generation_config = GenerationConfig(
+        bos_token_id=processor.tokenizer.bos_token_id,
+        eos_token_id=processor.tokenizer.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        suppress_tokens=[processor.image_token_id],
+        max_new_tokens=160,
+    )
+    model.requires_grad_(True).half().save_pretrained(args.output)
+    processor.save_pretrained(args.output)
+    config = json.loads((args.output / "config.json").read_text())
+    config["dtype"] = "float32"  # kept in half precision, used in full
+    (args.output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    figures = evaluate(args.output, VALIDATION_SEEDS if args.validate else TEST_SEEDS, args.test)
+    figures["minutes"] = {stage: round(value, 1) for stage, value in minutes.items()}
+    (args.output / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""`deltavlm demo`: a generated pair, a model's answers about it, and a picture of both."""
+
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .data.questions import describe
+from .data.scenes import generate_scene
+from .inference import ChangeSession
+from .modeling import DeltaVLMForConditionalGeneration
+from .processing import DeltaVLMProcessor
+
+QUESTIONS = (
+    "Please briefly describe the changes in these two images.",
+    "Please judge whether these two images have changed. Please answer yes or no.",
+    "Please determine how many roads and buildings have changed?",
+    "Please indicate the locations where changes have occurred in the buildings and roads, using a 3x3 grid (namely, "
+    "'top', 'center', and 'bottom' vertically and 'left', 'center', 'right' horizontally).",
+)
+FOLLOW_UP = (
+    "Please judge whether these two images have changed. Please answer yes or no.",
+    "If changes have occurred, count the number of road and building changes separately.",
+)
+SIDE, MARGIN, LINE = 384, 16, 22
+
+
+def run(
+    model: DeltaVLMForConditionalGeneration,
+    processor: DeltaVLMProcessor,
+    seed: int,
+    output: Path,
+    max_new_tokens: int,
+) -> None:
+    """Asks the fixed tasks and a follow-up question about one generated pair; prints and draws the answers."""
+    scene = generate_scene(seed, size=processor.image_processor.size["height"])
+    session = ChangeSession(model, processor, scene.before, scene.after)
+    turns = list(zip(QUESTIONS, session.ask_apart(QUESTIONS, max_new_tokens=max_new_tokens), strict=True))
+    for question in FOLLOW_UP:
+        session.ask(question, max_new_tokens=max_new_tokens)
+    lines = [line for turn in turns for line in _format(*turn)]
+    lines += ["", "A conversation:", *(line for turn in session.history for line in _format(*turn))]
+    lines += ["", *textwrap.wrap(f"In truth: {describe(scene)}", width=96)]
+    print("\n".join(lines))
+    draw(scene.before, scene.after, lines).save(output)
+    print(f"\nPicture: {output}")
+
+
+def _format(question: str, answer: str) -> list[str]:
+    return [*textwrap.wrap(f"Q: {question}", width=96, subsequent_indent="   "), f"A: {answer}"]
+
+
+def draw(before, after, lines: list[str]) -> Image.Image:
+    """
+    Both dates side by side and text below.
+
+    Args:
+        before (`np.ndarray` of shape `(H, W, 3)`, uint8): the first date.
+        after (`np.ndarray` of shape `(H, W, 3)`, uint8): the second date.
+        lines (`list[str]`): the text.
+    """
+    width = 2 * SIDE + 3 * MARGIN
+    picture = Image.new("RGB", (width, SIDE + 3 * MARGIN + LINE * (len(lines) + 1)), "white")
+    canvas = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=15)
+    for column, (title, image) in enumerate((("before", before), ("after", after))):
+        left = MARGIN + column * (SIDE + MARGIN)
+        canvas.text((left, MARGIN // 2), title, fill="black", font=font)
+        enlarged = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        picture.paste(enlarged, (left, MARGIN + LINE))
+    for row, line in enumerate(lines):
+        colour = "#0b5394" if line.startswith("A:") else "black"
+        canvas.text((MARGIN, SIDE + 2 * MARGIN + LINE * (row + 1)), line, fill=colour, font=font)
+    return picture

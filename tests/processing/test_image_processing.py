@@ -1,0 +1,391 @@
+"""`DeltaVLMImageProcessor`: parity with the authors, every mode and type, every error, on real files."""
+
+import base64
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from PIL import Image
+from safetensors.torch import load_file
+
+from deltavlm_hf.processing.image_processing_deltavlm import DeltaVLMImageProcessor
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "preprocess"
+PROCESSOR = DeltaVLMImageProcessor()
+SMALL = DeltaVLMImageProcessor(size={"height": 16, "width": 16})
+RAW = DeltaVLMImageProcessor(do_resize=False, rescale_factor=1, do_normalize=False)  # shows what became RGB
+
+GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+
+
+def to_rgb(image, **kwargs) -> np.ndarray:
+    """The (H, W, 3) levels that an image becomes, checked to be the same for either date."""
+    before, after = RAW((image, image), return_tensors="np", **kwargs)["pixel_values"][0]
+    np.testing.assert_array_equal(before, after)
+    return np.moveaxis(before, 0, -1)
+
+
+def saved(image: Image.Image, path: Path, **kwargs) -> Path:
+    image.save(path, **kwargs)
+    return path
+
+
+@pytest.fixture
+def png(tmp_path) -> Path:
+    return saved(Image.fromarray(RGB), tmp_path / "rgb.png")
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("name", ["0_before", "1_before", "2_before"])
+def test_pixel_values_equal_the_authors(name):
+    expected = load_file(FIXTURES / "pixel_values_224.safetensors")[name]
+    path = FIXTURES / f"{name}.png"
+    actual = PROCESSOR((path, Image.open(path)), return_tensors="pt")["pixel_values"]
+    assert actual.shape == (1, 2, 3, 224, 224) and actual.dtype == torch.float32
+    torch.testing.assert_close(actual[0], torch.stack([expected, expected]), rtol=0, atol=1e-6)
+
+
+def test_size_and_steps_can_be_chosen():
+    assert PROCESSOR((RGB, RGB), size={"height": 32, "width": 48})["pixel_values"].shape == (1, 2, 3, 32, 48)
+    np.testing.assert_array_equal(to_rgb(RGB), RGB)
+    np.testing.assert_array_equal(to_rgb(RGB, do_rescale=False), RGB)
+    rescaled = RAW((RGB, RGB), rescale_factor=1 / 255, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(rescaled[0, 0], np.moveaxis(RGB, -1, 0) / 255, atol=1e-7)
+
+
+def test_save_and_load_keep_everything(tmp_path):
+    processor = DeltaVLMImageProcessor(size={"height": 20, "width": 30}, image_mean=[0.1, 0.2, 0.3])
+    processor.save_pretrained(tmp_path)
+    loaded = DeltaVLMImageProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == processor.to_dict()
+    assert loaded.to_dict()["image_processor_type"] == "DeltaVLMImageProcessor"
+    np.testing.assert_array_equal(loaded((RGB, RGB))["pixel_values"], processor((RGB, RGB))["pixel_values"])
+
+
+# Forms of pairs
+
+
+def test_every_form_of_pairs_gives_the_same(png):
+    image = Image.fromarray(RGB)
+    chw = np.moveaxis(RGB, -1, 0).copy()
+    expected = SMALL((image, image), return_tensors="pt")["pixel_values"]
+    pairs = [
+        [image, image],
+        [(image, image)],
+        [[image, image]],
+        (str(png), png),
+        (RGB, torch.from_numpy(chw)),
+        np.stack([RGB, RGB]),
+        torch.from_numpy(np.stack([chw, chw])),
+        np.stack([chw, chw])[None],
+    ]
+    for pair in pairs:
+        torch.testing.assert_close(SMALL(pair, return_tensors="pt")["pixel_values"], expected, rtol=0, atol=0)
+    batch = SMALL([(image, image), [png, RGB]], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(batch, expected.expand(2, -1, -1, -1, -1), rtol=0, atol=0)
+
+
+def test_fetched_pairs_can_be_passed_on(png):
+    pairs = SMALL.fetch_images([(png, RGB), (str(png), png)])
+    assert [len(pair) for pair in pairs] == [2, 2] and isinstance(pairs[0][0], Image.Image)
+    np.testing.assert_array_equal(SMALL(pairs)["pixel_values"], SMALL([(png, RGB), (png, png)])["pixel_values"])
+
+
+def test_dates_may_differ_in_size_mode_and_type(png):
+    pixel_values = SMALL((Image.new("L", (300, 20)), png), return_tensors="pt")["pixel_values"]
+    assert pixel_values.shape == (1, 2, 3, 16, 16) and pixel_values.isfinite().all()
+
+
+def test_base64_is_read(png):
+    text = base64.b64encode(png.read_bytes()).decode()
+    np.testing.assert_array_equal(to_rgb(text), RGB)
+    np.testing.assert_array_equal(to_rgb("data:image/png;base64," + text), RGB)
+
+
+# Modes
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBX", "YCbCr", "HSV", "LAB", "CMYK", "L", "1", "P"])
+def test_modes_without_alpha_are_converted_by_pillow(mode):
+    image = Image.fromarray(RGB).convert("RGB" if mode == "LAB" else mode)
+    if mode == "LAB":
+        image = Image.frombytes("LAB", image.size, image.tobytes())
+    np.testing.assert_array_equal(to_rgb(image), np.array(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "PA"])
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_alpha_is_dropped(mode, level):
+    image = Image.fromarray(RGB).convert({"LA": "L", "PA": "P"}.get(mode, "RGB"))
+    expected = np.array(image.convert("RGB"))
+    if mode == "PA":
+        image = image.convert("PA")
+    image.putalpha(level)
+    assert image.mode == mode
+    np.testing.assert_array_equal(to_rgb(image), expected)
+
+
+@pytest.mark.parametrize("transparency", [0, bytes(range(200))])
+def test_palette_with_transparency_gives_its_colours(tmp_path, transparency):
+    image = Image.fromarray(RGB).convert("P")
+    path = saved(image, tmp_path / "palette.png", transparency=transparency)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(to_rgb(path), np.array(image.convert("RGB")))
+
+
+def test_modes_survive_real_files(tmp_path):
+    cmyk = Image.fromarray(RGB).convert("CMYK")
+    for path in [
+        saved(cmyk, tmp_path / "cmyk.jpg"),
+        saved(cmyk, tmp_path / "cmyk.tif"),
+        saved(Image.fromarray(GREY), tmp_path / "grey.jpg"),
+        saved(Image.fromarray(GREY > 100), tmp_path / "bilevel.png"),
+        saved(Image.fromarray(RGB).convert("P"), tmp_path / "palette.gif"),
+        saved(Image.fromarray(RGB), tmp_path / "rgb.webp"),
+        saved(Image.fromarray(RGB), tmp_path / "rgb.bmp"),
+    ]:
+        np.testing.assert_array_equal(to_rgb(path), np.array(Image.open(path).convert("RGB")))
+
+
+def test_16_bit_is_scaled_and_not_clipped(tmp_path):
+    deep = GREY.astype(np.uint16) * 257  # 8-bit levels on 0..65535
+    expected = np.repeat(GREY[..., None], 3, axis=-1)
+    image = Image.fromarray(deep)
+    assert image.mode == "I;16"
+    sources = [saved(image, tmp_path / "deep.png"), saved(image, tmp_path / "deep.tif"), image, deep]
+    sources += [deep.astype(">u2"), torch.from_numpy(deep), Image.fromarray(deep.astype(np.int32))]
+    for source in sources:
+        np.testing.assert_array_equal(to_rgb(source), expected)
+
+
+def test_float_is_scaled_and_not_clipped(tmp_path):
+    unit = GREY.astype(np.float32) / 255
+    expected = np.repeat(GREY[..., None], 3, axis=-1)
+    image = Image.fromarray(unit)
+    assert image.mode == "F"
+    tensor = torch.from_numpy(unit)
+    for source in [saved(image, tmp_path / "unit.tif"), image, unit, unit.astype(np.float64), tensor.requires_grad_()]:
+        np.testing.assert_array_equal(to_rgb(source), expected)
+    np.testing.assert_allclose(to_rgb(tensor.bfloat16()), expected, atol=1)
+    np.testing.assert_array_equal(to_rgb(np.full((2, 2), 1 + 1e-6)), 255)  # rounding is forgiven
+
+
+def test_array_channels():
+    rgba = np.concatenate([RGB, np.zeros((6, 8, 1), np.uint8)], axis=-1)
+    grey = np.repeat(GREY[..., None], 3, axis=-1)
+    for array, expected in [
+        (GREY, grey),
+        (GREY[..., None], grey),
+        (GREY[None], grey),
+        (GREY > 100, (grey > 100) * 255),
+        (rgba, RGB),
+        (np.moveaxis(rgba, -1, 0), RGB),
+        (torch.from_numpy(rgba), RGB),
+    ]:
+        np.testing.assert_array_equal(to_rgb(array), expected)
+
+
+def test_ambiguous_layout_follows_the_library_unless_told():
+    cube = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+    channels_first = np.moveaxis(cube, 0, -1)
+    np.testing.assert_array_equal(to_rgb(cube), cube)
+    np.testing.assert_array_equal(to_rgb(torch.from_numpy(cube)), channels_first)
+    np.testing.assert_array_equal(to_rgb(cube, input_data_format="channels_first"), channels_first)
+    np.testing.assert_array_equal(to_rgb(torch.from_numpy(cube), input_data_format="channels_last"), cube)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_exif_orientation_is_applied(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees, clockwise
+    path = saved(Image.fromarray(GREY), tmp_path / f"turned.{suffix}", exif=exif)
+    # not Image.open(path): Pillow 13 maps uncompressed files into memory and then garbles a turned TIFF
+    for source in (path, Image.open(io.BytesIO(path.read_bytes()))):
+        np.testing.assert_allclose(to_rgb(source)[..., 0], np.rot90(GREY, k=-1), atol=6)  # JPEG is lossy
+
+
+def test_first_frame_is_taken(tmp_path):
+    frames = [Image.fromarray(RGB), Image.new("RGB", (8, 6))]
+    np.testing.assert_array_equal(
+        to_rgb(saved(frames[0], tmp_path / "stack.tif", save_all=True, append_images=frames[1:])), RGB
+    )
+
+
+# Errors: the message names the item, what was got and expected, and the way out
+
+IMAGE = Image.fromarray(RGB)
+NOT_PAIRS = {
+    "single image": (IMAGE, "expected 2 images .* got a single Image: pass one pair"),
+    "single path": ("a.png", "got a single str"),
+    "single array": (RGB, "got a single ndarray"),
+    "one in a list": ([IMAGE], "pair 1: expected 2 images .* got 1"),
+    "three": ((IMAGE,) * 3, "pair 1: expected 2 images .* got 3: pass one pair .* or a list of pairs"),
+    "flat list of four": ([IMAGE] * 4, "got 4: .* list of pairs"),
+    "three in the second": ([(IMAGE, IMAGE), (IMAGE,) * 3], "pair 2: expected 2 images .* got 3"),
+    "none in the second": ([(IMAGE, IMAGE), []], "pair 2: expected 2 images .* got 0"),
+    "mixed": ([(IMAGE, IMAGE), IMAGE], "pair 2: .* got a single Image"),
+    "empty": ([], "expected at least 1 pair of images, got none"),
+    "empty array": (np.zeros((0, 2, 3, 4, 4), np.uint8), "expected at least 1 pair of images, got none"),
+    "none": (None, "got a single NoneType"),
+    "dict": ({"before": IMAGE, "after": IMAGE}, "got a single dict"),
+    "stack of three": (np.zeros((3, 3, 4, 4), np.uint8), "pair 1: expected 2 images .* got 3"),
+    "stack of stacks": (np.zeros((1, 1, 2, 3, 4, 4), np.uint8), "got a single ndarray"),
+    "a batch for each date": (
+        [torch.zeros(2, 3, 4, 4)] * 2,
+        r"pair 1, .* \(2, 3, 4, 4\); a batch .* \(B, 2, C, H, W\)",
+    ),
+    "too deep": ([[(IMAGE, IMAGE), (IMAGE, IMAGE)]], "pair 1, before image: expected a PIL image.* got tuple"),
+    "missing date": ((IMAGE, None), "pair 1, after image: expected .* got NoneType"),
+    "missing date in a batch": ([(IMAGE, IMAGE), (IMAGE, None)], "pair 2, after image: expected .* got NoneType"),
+}
+
+
+@pytest.mark.parametrize(("images", "message"), NOT_PAIRS.values(), ids=NOT_PAIRS)
+def test_what_is_no_pair_is_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        SMALL(images)
+
+
+UNUSABLE = {
+    "five bands": (np.zeros((5, 6, 7), np.uint8), r"1 \(grey\), 3 \(RGB\) or 4 \(RGBA\) .* \(5, 6, 7\): pick the red"),
+    "two bands": (np.zeros((6, 7, 2), np.uint8), r"\(6, 7, 2\): pick"),
+    "vector": (np.zeros(5, np.uint8), r"expected an image of shape .* got \(5,\)"),
+    "no rows": (np.zeros((0, 5, 3), np.uint8), r"without empty axes, got \(0, 5, 3\)"),
+    "no columns": (torch.zeros(3, 5, 0), r"without empty axes, got \(3, 5, 0\)"),
+    "empty PIL image": (Image.new("RGB", (0, 5)), "at least 1 x 1 pixel, got 0 x 5"),
+    "NaN": (np.array([[0.5, np.nan]]), "NaN or infinite .*nan_to_num"),
+    "infinite tensor": (torch.tensor([[0.5, torch.inf]]), "NaN or infinite"),
+    "NaN in mode F": (Image.fromarray(np.full((2, 2), np.nan, np.float32)), "NaN or infinite"),
+    "normalised": (torch.tensor([[-1.7, 2.1]]), r"\[0, 1\], got \[-1.7, 2.1\].* `pixel_values`"),
+    "0..255 as float": (RGB.astype(np.float32), r"\[0, 1\], got .*cast 0..255 data to uint8"),
+    "int64": (RGB.astype(np.int64), "got int64: cast 0..255 data to uint8"),
+    "complex": (RGB.astype(np.complex64), "expected dtype uint8, uint16, bool or float, got complex64"),
+    "mode I beyond 16 bit": (Image.fromarray(np.full((2, 2), 70000, np.int32)), r"0..65535 in mode I, got 70000"),
+    "number": (3, "got int"),
+}
+
+
+@pytest.mark.parametrize(("image", "message"), UNUSABLE.values(), ids=UNUSABLE)
+def test_unusable_image_is_named(image, message):
+    with pytest.raises(ValueError, match=f"^pair 2, after image: .*{message}"):
+        SMALL([(RGB, RGB), (RGB, image)])
+    with pytest.raises(ValueError, match=f"^pair 1, before image: .*{message}"):
+        SMALL([(image, RGB)])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("share", [0, 0.1, 0.5])
+def test_truncated_file_is_named(tmp_path, suffix, share):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = saved(Image.fromarray(noise), tmp_path / f"cut.{suffix}")
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(
+        ValueError, match=f"^pair 1, after image: cannot read '.*cut.{suffix}' as an image .*; replace"
+    ):
+        SMALL((RGB, path))
+
+
+def test_lazily_opened_truncated_image_is_named(tmp_path):
+    path = saved(Image.fromarray(np.zeros((64, 64, 3), np.uint8)), tmp_path / "cut.bmp")
+    path.write_bytes(path.read_bytes()[:500])
+    with Image.open(path) as image, pytest.raises(ValueError, match="^pair 1, before image: .*truncated"):
+        SMALL((image, RGB))
+
+
+def test_file_that_is_no_image_is_named(tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_text("no image")
+    with pytest.raises(ValueError, match="^pair 1, before image: cannot read '.*notes.png' as an image"):
+        SMALL((path, RGB))
+
+
+@pytest.mark.parametrize("as_type", [str, Path])
+def test_missing_file_is_named(tmp_path, as_type):
+    with pytest.raises(FileNotFoundError, match="pair 1, after image: .*absent.png"):
+        SMALL((RGB, as_type(tmp_path / "absent.png")))
+
+
+def test_folder_is_named(tmp_path):
+    with pytest.raises(IsADirectoryError, match="pair 1, before image: "):
+        SMALL((tmp_path, RGB))
+
+
+def test_broken_base64_is_named():
+    with pytest.raises(ValueError, match="^pair 1, before image: cannot load 'data:image/png;base64,AAAA' .*check it"):
+        SMALL(("data:image/png;base64,AAAA", RGB))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("times", [1.5, 3])
+def test_decompression_bomb_is_refused(tmp_path, monkeypatch, times):
+    path = saved(Image.new("L", (100, 100)), tmp_path / "bomb.png")
+    text = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    opened = Image.open(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(10_000 / times))
+    for source in (path, opened, text):
+        with pytest.raises(ValueError, match="^pair 1, before image: .*pixels.*bomb"):
+            SMALL((source, RGB))
+    assert Image.MAX_IMAGE_PIXELS == int(10_000 / times)
+
+
+def test_image_at_the_bound_is_read(tmp_path, monkeypatch):
+    path = saved(Image.new("L", (100, 100)), tmp_path / "large.png")
+    for bound in (10_000, None):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", bound)
+        assert SMALL((path, RGB))["pixel_values"].shape == (1, 2, 3, 16, 16)
+
+
+def test_different_sizes_need_resizing():
+    with pytest.raises(ValueError, match=r"one size, got \[\(4, 5\), \(6, 8\)\]; use do_resize=True"):
+        RAW((RGB, RGB[:4, :5]))
+
+
+def test_float_needs_rescaling():
+    with pytest.raises(ValueError, match="^pair 1, before image: float .* do_rescale=True"):
+        RAW((np.zeros((4, 4)), RGB), do_rescale=False)
+
+
+# Properties
+
+uint8_images = npst.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(before=uint8_images, after=uint8_images)
+def test_any_pair_of_any_size(before, after):
+    pixel_values = SMALL((before, after), return_tensors="pt")["pixel_values"]
+    assert pixel_values.shape == (1, 2, 3, 16, 16) and pixel_values.isfinite().all()
+    swapped = SMALL((after, before), return_tensors="pt")["pixel_values"]
+    assert torch.equal(swapped, pixel_values.flip(1))
+    batch = SMALL([(before, after), (after, before)], return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch, torch.cat([pixel_values, swapped]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(kind=st.sampled_from(["PNG", "JPEG", "TIFF", "GIF", "BMP"]), data=st.data())
+def test_damaged_file_is_read_or_refused(tmp_path_factory, kind, data):
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).save(buffer, kind)
+    damaged = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(damaged)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pixel_values = SMALL((path, RGB), return_tensors="pt")["pixel_values"]
+    except ValueError as error:
+        assert str(error).startswith("pair 1, before image: ")
+    else:
+        assert pixel_values.isfinite().all()
