@@ -29,7 +29,6 @@ from transformers import (
     AutoProcessor,
     GenerationConfig,
     LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -141,7 +140,8 @@ class Collator:
         self.questions = questions
         image_processor = processor.image_processor
         self.mean, self.std = (
-            torch.tensor(values).view(3, 1, 1) * 255 for values in (image_processor.image_mean, image_processor.image_std)
+            torch.tensor(values).view(3, 1, 1) * 255
+            for values in (image_processor.image_mean, image_processor.image_std)
         )
         words = ["yes", "no", *map(str, range(10))]
         self.ids = {word: _only(processor.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words}
@@ -170,9 +170,11 @@ def _only(ids: list[int]) -> int:
 
 
 def make_tokenizer(facts: list[Facts]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on this project's own texts: their words are single tokens, any other text still has its bytes."""
+    """Byte-level BPE on this project's own texts: their words are single tokens, other text still has its bytes."""
     rng = np.random.default_rng(0)
-    texts = [text for fact in facts for text in (*sum(make_record(fact, "dialogue", rng).turns, ()), *map(str, range(10)))]
+    texts = [
+        text for fact in facts for text in (*sum(make_record(fact, "dialogue", rng).turns, ()), *map(str, range(10)))
+    ]
     for fact in facts:
         texts += [text for _ in range(4) for text in _flat(make_turn(fact, rng))]
     tokenizer = Tokenizer(models.BPE())
@@ -180,7 +182,10 @@ def make_tokenizer(facts: list[Facts]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<pad>", "<s>", "</s>", "<image>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=1024, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=1024,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -293,7 +298,7 @@ class Eyes(nn.Module):
 
 
 def alignment_loss(change_tokens: torch.Tensor, description: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """How far the change tokens are from the description's embeddings: distance, and which token they are nearest to."""
+    """How far change tokens are from the description's embeddings: distance, and which token they are nearest to."""
     scale = table.std()
     distance = nn.functional.mse_loss(change_tokens / scale, table[description] / scale)
     nearness = change_tokens @ table.T - table.square().sum(-1) / 2  # half the squared distance, turned round
@@ -381,7 +386,9 @@ def evaluate(folder: Path, first_seed: int, count: int, batch_size: int = 50) ->
         answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [answer.strip() for answer in answers]
 
-    right = {name: [] for name in ("yes_no", "roads_exact", "buildings_exact", "caption_sense", "open_exact", "dialogue")}
+    right = {
+        name: [] for name in ("yes_no", "roads_exact", "buildings_exact", "caption_sense", "open_exact", "dialogue")
+    }
     unparsed = {"count": 0, "grid": 0}
     cells: dict[str, list] = {"roads": [], "buildings": []}
     for start in tqdm(range(0, count, batch_size), desc="evaluation"):
@@ -406,7 +413,9 @@ def evaluate(folder: Path, first_seed: int, count: int, batch_size: int = 50) ->
             right["roads_exact"].append(roads == fact.roads)
             right["buildings_exact"].append(buildings == fact.buildings)
             caption = answers["caption"][row]
-            right["caption_sense"].append(("road" in caption, "building" in caption) == (fact.roads > 0, fact.buildings > 0))
+            right["caption_sense"].append(
+                ("road" in caption, "building" in caption) == (fact.roads > 0, fact.buildings > 0)
+            )
             right["open_exact"].append(open_answers[row] == open_turns[row][1])
             right["dialogue"].append(tuple(histories[row]) == dialogues[row])
             grid_answer = parse_grid(answers["grid"][row])
@@ -433,7 +442,9 @@ def evaluate(folder: Path, first_seed: int, count: int, batch_size: int = 50) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the folder to write the model to")
-    parser.add_argument("--scale", type=float, default=1.0, help="steps of every stage, relative to the shipped model's")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="steps of every stage, relative to the shipped model's"
+    )
     parser.add_argument("--scenes", type=int, default=16_000, help="generated training pairs")
     parser.add_argument("--test", type=int, default=500, help="unseen pairs for the evaluation")
     parser.add_argument("--validate", action="store_true", help="evaluate on validation pairs, to choose settings by")

@@ -202,13 +202,19 @@ def _warn_if_csrm_is_untrained(state_dict: StateDict, source) -> None:
     weight = state_dict.get("difference.context_difference.weight")
     if weight is not None and weight.abs().max() <= weight.shape[1] ** -0.5:
         logger.warning(
-            f"The CSRM weights of {source} lie within the range of their initialisation: they have probably never been "
-            "trained. The authors' released training code leaves CSRM out; `difference_module='concat'` is what such a "
-            "checkpoint was trained with."
+            f"The CSRM weights of {source} lie within the range of their initialisation: they have probably never "
+            "been trained. The authors' released training code leaves CSRM out; `difference_module='concat'` is what "
+            "such a checkpoint was trained with."
         )
 
 
 def _check_against(expected: StateDict, state_dict: StateDict) -> None:
+    for name, tensor in state_dict.items():
+        if name in expected and tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, but the configuration asks for "
+                f"{tuple(expected[name].shape)}: pass the `config` that belongs to the checkpoint."
+            )
     missing = [name for name in expected if name not in state_dict]
     if missing:
         raise ValueError(
@@ -218,12 +224,6 @@ def _check_against(expected: StateDict, state_dict: StateDict) -> None:
     unexpected = [name for name in state_dict if name not in expected]
     if unexpected:
         raise ValueError(f"The configuration has no place for these weights: {_some(unexpected)}.")
-    for name, tensor in state_dict.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, but the configuration asks for "
-                f"{tuple(expected[name].shape)}: pass the `config` that belongs to the checkpoint."
-            )
 
 
 def _some(names: list[str], most: int = 5) -> str:

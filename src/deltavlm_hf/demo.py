@@ -5,23 +5,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .data.questions import describe
+from .data.questions import FOLLOW_UPS, INSTRUCTIONS, describe_in_detail, read_facts
 from .data.scenes import generate_scene
 from .inference import ChangeSession
 from .modeling import DeltaVLMForConditionalGeneration
 from .processing import DeltaVLMProcessor
 
-QUESTIONS = (
-    "Please briefly describe the changes in these two images.",
-    "Please judge whether these two images have changed. Please answer yes or no.",
-    "Please determine how many roads and buildings have changed?",
-    "Please indicate the locations where changes have occurred in the buildings and roads, using a 3x3 grid (namely, "
-    "'top', 'center', and 'bottom' vertically and 'left', 'center', 'right' horizontally).",
-)
-FOLLOW_UP = (
-    "Please judge whether these two images have changed. Please answer yes or no.",
-    "If changes have occurred, count the number of road and building changes separately.",
-)
+CONVERSATION = (INSTRUCTIONS["binary"], FOLLOW_UPS[0])
 SIDE, MARGIN, LINE = 384, 16, 22
 
 
@@ -35,12 +25,13 @@ def run(
     """Asks the fixed tasks and a follow-up question about one generated pair; prints and draws the answers."""
     scene = generate_scene(seed, size=processor.image_processor.size["height"])
     session = ChangeSession(model, processor, scene.before, scene.after)
-    turns = list(zip(QUESTIONS, session.ask_apart(QUESTIONS, max_new_tokens=max_new_tokens), strict=True))
-    for question in FOLLOW_UP:
+    answers = session.ask_apart(list(INSTRUCTIONS.values()), max_new_tokens=max_new_tokens)
+    turns = list(zip(INSTRUCTIONS.values(), answers, strict=True))
+    for question in CONVERSATION:
         session.ask(question, max_new_tokens=max_new_tokens)
     lines = [line for turn in turns for line in _format(*turn)]
     lines += ["", "A conversation:", *(line for turn in session.history for line in _format(*turn))]
-    lines += ["", *textwrap.wrap(f"In truth: {describe(scene)}", width=96)]
+    lines += ["", *textwrap.wrap(f"In truth: {describe_in_detail(read_facts(scene))}", width=96)]
     print("\n".join(lines))
     draw(scene.before, scene.after, lines).save(output)
     print(f"\nPicture: {output}")

@@ -65,7 +65,7 @@ class ChangeSession:
         return answer
 
     def ask_apart(self, questions: Sequence[str], **generate_kwargs) -> list[str]:
-        """Asks each question by itself, in one batch, outside the conversation; `history` is neither read nor added to."""
+        """Asks each question by itself, in one batch, outside the conversation: `history` stays as it is."""
         inputs = self.processor(
             text=list(questions),
             history=[[] for _ in questions],

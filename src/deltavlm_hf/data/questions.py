@@ -1,6 +1,6 @@
 """
-Questions and answers about a generated pair, in the style of ChangeChat-105k: its six tasks, its fixed instructions and
-paraphrases of them.
+Questions and answers about a generated pair, in the style of ChangeChat-105k: its six tasks, its fixed instructions
+and paraphrases of them.
 
 The 3x3 grid is named row by row from the top left: `top-left` ... `center-center` ... `bottom-right`.
 """

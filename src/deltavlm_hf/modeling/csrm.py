@@ -11,7 +11,7 @@ from torch import nn
 class CrossSemanticRelationMeasuring(nn.Module):
     r"""
     Measures, token by token, how each date relates to the difference of both (paper, visual difference perception;
-    the authors' `context1..3`, `gate1..2`). With $\Delta = f_{after} - f_{before}$ and the same weights for both dates:
+    the authors' `context1..3`, `gate1..2`). With $\Delta = f_{after} - f_{before}$, and the same weights for both:
 
     $$c_t = \tanh(W_c \Delta + W'_c f_t + b_c), \quad g_t = \sigma(W_g \Delta + W'_g f_t + b_g)$$
     $$e_t = W_o [f_t; \Delta; \mathrm{dropout}(g_t) \odot \mathrm{dropout}(c_t)] + b_o$$

@@ -171,10 +171,10 @@ class DeltaVLMProcessor(ProcessorMixin):
         max_length = text_kwargs.get("max_length") or self.tokenizer.model_max_length
 
         instructions, input_ids, labels = [], [], []
-        for item, (question, history, answer) in enumerate(zip(texts, histories, answers, strict=True)):
+        for number, (question, history, answer) in enumerate(zip(texts, histories, answers, strict=True), start=1):
             answer_ids = [] if answer is None else self._answer_ids(normalize(answer), is_complete)
             room = max_length - self.num_query_tokens - len(answer_ids)
-            prompt, prompt_ids = self._fit_prompt(question, history, normalize, room, item)
+            prompt, prompt_ids = self._fit_prompt(question, history, normalize, room, number)
             instructions.append(prompt if qformer_prompt == "dialogue" else normalize(question))
             ids = [self.image_token_id] * self.num_query_tokens + prompt_ids
             input_ids.append(ids + answer_ids)
@@ -213,7 +213,7 @@ class DeltaVLMProcessor(ProcessorMixin):
         ids = self.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [*ids, self.tokenizer.eos_token_id] if is_complete else ids
 
-    def _fit_prompt(self, question, history, normalize, room: int, item: int) -> tuple[str, list[int]]:
+    def _fit_prompt(self, question, history, normalize, room: int, number: int) -> tuple[str, list[int]]:
         turns = [] if history is None else list(history)
         while True:
             prompt = normalize(question if history is None else self._flatten(turns, question))
@@ -222,8 +222,8 @@ class DeltaVLMProcessor(ProcessorMixin):
                 return prompt, ids
             if not turns:
                 raise ValueError(
-                    f"Text {item} has {len(ids)} tokens, but only {max(room, 0)} fit beside {self.num_query_tokens} image "
-                    "placeholders and the answer: shorten it or raise `max_length`."
+                    f"text {number}: {len(ids)} tokens, but only {max(room, 0)} fit beside {self.num_query_tokens} "
+                    "image placeholders and the answer; shorten it or raise `max_length`"
                 )
             turns = turns[1:]
 

@@ -1,0 +1,189 @@
+"""The converter: sources in every form, accounting for every weight, nothing half-made. Numbers are in test_parity."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import OFFICIAL
+from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText, AutoTokenizer, InstructBlipConfig
+
+from deltavlm_hf import DeltaVLMConfig, convert_original_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> dict:
+    return torch.load(OFFICIAL / "checkpoint_best.pth", weights_only=True)
+
+
+@pytest.fixture
+def write_checkpoint(tmp_path, checkpoint):
+    """Writes the authors' checkpoint with some keys added, changed or (None) left out."""
+
+    def write(**changes):
+        state_dict = {**checkpoint["model"], **changes}
+        path = tmp_path / "checkpoint.pth"
+        torch.save({"model": {name: tensor for name, tensor in state_dict.items() if tensor is not None}}, path)
+        return path
+
+    return write
+
+
+def test_folder_is_complete(converted):
+    names = {path.name for path in converted.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "processor_config.json"} <= names
+    assert not list(converted.parent.glob(".*"))  # the temporary folder is gone
+    assert not list(converted.glob("*.bin")) and not list(converted.glob("*.pt*"))
+
+
+def test_defaults_of_the_authors(model, processor):
+    generation = model.generation_config
+    assert (generation.num_beams, generation.repetition_penalty, generation.max_new_tokens) == (5, 1.5, 255)
+    assert (generation.eos_token_id, generation.pad_token_id) == (2, 1000)
+    assert (processor.normalize_text, processor.qformer_prompt) == (True, "dialogue")
+
+
+def test_language_model_is_untouched(model):
+    from transformers import AutoModelForCausalLM
+
+    expected = AutoModelForCausalLM.from_pretrained(OFFICIAL / "llm").state_dict()
+    actual = model.language_model.state_dict()
+    assert expected.keys() == actual.keys()
+    assert all(actual[name].equal(tensor) for name, tensor in expected.items())
+
+
+def test_the_checkpoint_wins_over_the_base(model, checkpoint):
+    base = torch.load(OFFICIAL / "eva_vit_base.pth", weights_only=True)
+    name = "blocks.38.mlp.fc1.weight"
+    assert not base[name].equal(checkpoint["model"][f"visual_encoder.{name}"])
+    assert model.vision_model.encoder.layers[38].mlp.fc1.weight.equal(checkpoint["model"][f"visual_encoder.{name}"])
+    assert model.vision_model.encoder.layers[36].mlp.fc1.weight.equal(base["blocks.36.mlp.fc1.weight"])
+
+
+def test_base_vision_from_an_instructblip_folder(tmp_path, model, sources, official_config):
+    """InstructBLIP's shards, with its Q-Former and language model beside the vision weights."""
+    folder = tmp_path / "instructblip"
+    folder.mkdir()
+    tensors = {f"vision_model.{name}": tensor for name, tensor in model.vision_model.state_dict().items()}
+    names = sorted(tensors)
+    save_file({name: tensors[name] for name in names[::2]}, folder / "model-00001-of-00002.safetensors")
+    rest = {name: tensors[name] for name in names[1::2]}
+    save_file({**rest, "query_tokens": torch.zeros(1)}, folder / "model-00002-of-00002.safetensors")
+    InstructBlipConfig().save_pretrained(folder)
+    output = convert_original_checkpoint(
+        **{**sources, "vision": folder}, output_dir=tmp_path / "out", config=official_config
+    )
+    loaded = AutoModelForImageTextToText.from_pretrained(output)
+    for (name, actual), expected in zip(loaded.named_parameters(), model.parameters(), strict=True):
+        assert actual.equal(expected), name
+
+
+def test_blocks_behind_the_last_one_used_are_dropped(tmp_path, sources, official_config):
+    base = torch.load(sources["vision"], weights_only=True)
+    extra = {name.replace("blocks.0.", "blocks.39."): tensor for name, tensor in base.items() if "blocks.0." in name}
+    torch.save({**base, **extra, "norm.weight": torch.ones(32)}, tmp_path / "eva.pth")
+    vision = tmp_path / "eva.pth"
+    output = convert_original_checkpoint(
+        **{**sources, "vision": vision}, output_dir=tmp_path / "out", config=official_config
+    )
+    assert output.is_dir()
+
+
+def test_tokenizer_as_the_llm_repository_has_it(tmp_path, sources, official_config, official, processor):
+    """`tokenizer.model` alone, without `tokenizer.json`."""
+    assert not (sources["language_model"] / "tokenizer.json").exists()
+    tokenizer = AutoTokenizer.from_pretrained(sources["language_model"])
+    for prompt in official["prompts"]:
+        ids = processor.tokenizer(prompt)["input_ids"]
+        assert ids[0] == 2 and ids[1:] == tokenizer(prompt)["input_ids"][1:]
+
+
+class TestErrors:
+    def convert(self, sources, config, output_dir, **changes):
+        return convert_original_checkpoint(**{**sources, **changes}, output_dir=output_dir, config=config)
+
+    def test_unknown_key(self, tmp_path, sources, official_config, write_checkpoint):
+        path = write_checkpoint(segmentation_head=torch.zeros(1))
+        with pytest.raises(ValueError, match="keys that are not of DeltaVLM: segmentation_head"):
+            self.convert(sources, official_config, tmp_path / "out", checkpoint=path)
+        assert not (tmp_path / "out").exists()
+
+    def test_missing_weight(self, tmp_path, sources, official_config, write_checkpoint):
+        path = write_checkpoint(**{"context3.weight": None})
+        with pytest.raises(ValueError, match="in none of the sources: difference.output.weight"):
+            self.convert(sources, official_config, tmp_path / "out", checkpoint=path)
+
+    def test_base_without_a_block(self, tmp_path, sources, official_config):
+        base = torch.load(sources["vision"], weights_only=True)
+        torch.save({name: tensor for name, tensor in base.items() if "blocks.7." not in name}, tmp_path / "eva.pth")
+        with pytest.raises(ValueError, match=r"vision_model.encoder.layers.7.* and \d more"):
+            self.convert(sources, official_config, tmp_path / "out", vision=tmp_path / "eva.pth")
+
+    def test_other_sizes(self, tmp_path, sources, official_config):
+        config = DeltaVLMConfig.from_dict({**official_config.to_dict(), "num_query_tokens": 16})
+        with pytest.raises(ValueError, match=r"query_tokens has shape \(1, 8, 24\).* asks for \(1, 16, 24\)"):
+            self.convert(sources, config, tmp_path / "out")
+
+    def test_papers_sizes_by_default(self, tmp_path, sources):
+        with pytest.raises(ValueError, match="pass the `config` that belongs to the checkpoint"):
+            self.convert(sources, None, tmp_path / "out")
+
+    @pytest.mark.parametrize("name", ["checkpoint", "vision"])
+    def test_missing_source(self, name, tmp_path, sources, official_config):
+        with pytest.raises(FileNotFoundError, match="nowhere.pth does not exist"):
+            self.convert(sources, official_config, tmp_path / "out", **{name: tmp_path / "nowhere.pth"})
+
+    def test_output_that_exists(self, tmp_path, sources, official_config):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine.txt").write_text("keep me")
+        with pytest.raises(FileExistsError, match="exists already"):
+            self.convert(sources, official_config, tmp_path / "out")
+        assert (tmp_path / "out" / "mine.txt").read_text() == "keep me"
+
+    def test_nothing_is_unpickled(self, tmp_path, sources, official_config):
+        class Harm:
+            def __reduce__(self):
+                return (os.mkdir, (str(tmp_path / "harm"),))
+
+        torch.save({"model": {"query_tokens": Harm()}}, tmp_path / "evil.pth")
+        with pytest.raises(Exception, match="[Ww]eights"):
+            self.convert(sources, official_config, tmp_path / "out", checkpoint=tmp_path / "evil.pth")
+        assert not (tmp_path / "harm").exists()
+
+
+def test_untrained_csrm_is_noticed(tmp_path, sources, official_config, write_checkpoint, caplog):
+    from transformers.utils import logging
+
+    logging.enable_propagation()
+    path = write_checkpoint(**{"context1.weight": torch.rand(32, 32) / 32**0.5})
+    convert_original_checkpoint(**{**sources, "checkpoint": path}, output_dir=tmp_path / "out", config=official_config)
+    logging.disable_propagation()
+    assert "probably never been trained" in caplog.text
+
+
+def test_a_kill_leaves_no_half_made_model(tmp_path, sources, official_config):
+    """Killed while it writes: `output_dir` is absent, and a second run succeeds."""
+    official_config.save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "deltavlm_hf", "convert", str(tmp_path / "out")]
+    command += ["--config", str(tmp_path / "config.json")]
+    for name, path in sources.items():
+        command += [f"--{name.replace('_', '-')}", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and not list(tmp_path.glob(".out-*")):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    if (tmp_path / "out").exists():  # it was quicker: then it must be whole
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+        shutil.rmtree(tmp_path / "out")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["image_token_id"] == 1001
