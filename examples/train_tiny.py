@@ -246,7 +246,6 @@ def make_config(processor: DeltaVLMProcessor) -> DeltaVLMConfig:
         ),
         num_query_tokens=QUERIES,
         image_token_id=processor.image_token_id,
-        pad_token_id=processor.tokenizer.pad_token_id,
         difference_dropout=0.1,
         spatial_position_codes=True,
     )

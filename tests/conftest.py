@@ -107,13 +107,14 @@ def small_config():
 
     def make(**kwargs) -> DeltaVLMConfig:
         text_config = LlamaConfig(
-            vocab_size=60,
+            vocab_size=61,
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,
             num_attention_heads=4,
             bos_token_id=1,
             eos_token_id=2,
+            pad_token_id=60,
         )
         sizes = {
             "vision_config": {
@@ -134,7 +135,6 @@ def small_config():
             "text_config": text_config,
             "num_query_tokens": 4,
             "image_token_id": 61,
-            "pad_token_id": 60,
         }
         return DeltaVLMConfig(**{**sizes, **kwargs})
 

@@ -27,9 +27,8 @@ def qformer_inputs(recorded) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def with_pad_row(converted):
-    """The model with the random row that the authors' `[PAD]` adds to the language model's tables."""
+    """The model with the random row that `[PAD]` has in the authors' run; ours is the mean of the others."""
     model = AutoModelForImageTextToText.from_pretrained(converted)
-    model.resize_token_embeddings(1001, mean_resizing=False)
     rows = load_file(OFFICIAL / "pad_row.safetensors")
     with torch.no_grad():
         model.get_input_embeddings().weight[1000] = rows["embed_tokens"]
@@ -100,8 +99,9 @@ def test_training_logits_and_loss(with_pad_row, recorded, pixel_values, qformer_
 @torch.inference_mode()
 def test_training_logits_through_concatenation(concat_model, recorded, pixel_values, qformer_inputs):
     outputs = concat_model(**training_inputs(concat_model, recorded, pixel_values, qformer_inputs))
-    read = recorded["train_attention_mask"].bool()  # the language model itself has no row for padding
-    assert max_difference(outputs.logits[read], recorded["concat_train_logits"][read][:, :1000]) <= LOGITS
+    read = recorded["train_attention_mask"].bool()  # where padding, with its other row, is not read
+    actual, expected = outputs.logits[read][:, :1000], recorded["concat_train_logits"][read][:, :1000]
+    assert max_difference(actual, expected) <= LOGITS
     assert outputs.loss.item() == pytest.approx(recorded["concat_loss"].item(), rel=1e-3)
 
 
@@ -118,7 +118,7 @@ def test_merged_embeddings_and_prefill_logits(model, recorded, pixel_values, qfo
     )
     read = recorded["generate_attention_mask"].bool()
     assert max_difference(outputs.hidden_states[0][read], recorded["generate_inputs_embeds"][read]) <= HIDDEN
-    assert max_difference(outputs.logits[read], recorded["csrm_prefill_logits"][read][:, :1000]) <= LOGITS
+    assert max_difference(outputs.logits[read][:, :1000], recorded["csrm_prefill_logits"][read][:, :1000]) <= LOGITS
 
 
 def test_processor_gives_the_recorded_ids(processor, official, recorded):

@@ -15,7 +15,14 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertTokenizer, GenerationConfig, logging
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    logging,
+)
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .modeling import DeltaVLMConfig, DeltaVLMForConditionalGeneration
@@ -60,6 +67,7 @@ DROPPED_VISION = (r"visual_encoder\.(norm|fc_norm|head)\.(weight|bias)",)
 GENERATION_DEFAULTS = {"num_beams": 5, "max_new_tokens": 255, "repetition_penalty": 1.5, "do_sample": False}
 # How the authors load the tokenizer: beginning, end and unknown are all `</s>`.
 SPECIAL_TOKENS = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "[PAD]"}
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 QFORMER_BOS = "[DEC]"
 
 
@@ -83,7 +91,7 @@ def convert_original_checkpoint(
         qformer_tokenizer: folder or Hub id of `bert-base-uncased`, or its `vocab.txt`.
         output_dir: the folder to make. It is written under another name and renamed when it is complete.
         config: sizes that cannot be read off weights (heads, image size); by default the paper's. Its `text_config`
-            and token ids are replaced by what the language model's folder says.
+            and `image_token_id` are replaced by what the language model's folder says.
 
     Returns:
         `Path`: `output_dir`.
@@ -104,9 +112,11 @@ def convert_original_checkpoint(
     config = DeltaVLMConfig() if config is None else DeltaVLMConfig.from_dict(config.to_dict())
     processor = _build_processor(language_model, qformer_tokenizer, config)
     config.image_token_id = processor.image_token_id
-    config.pad_token_id = processor.tokenizer.pad_token_id
 
     llm = AutoModelForCausalLM.from_pretrained(language_model, dtype="auto")
+    special_ids = {name: getattr(processor.tokenizer, name) for name in SPECIAL_IDS}
+    _make_room(llm, special_ids["pad_token_id"])
+    llm.config.update(special_ids)
     config.text_config = llm.config
     config.dtype = llm.dtype
     state_dict = _read_vision(Path(vision), config)
@@ -120,12 +130,7 @@ def convert_original_checkpoint(
     _check_against(model.state_dict(), state_dict)
     model.load_state_dict(state_dict, assign=True)
     model.tie_weights()
-    model.generation_config = GenerationConfig(
-        **GENERATION_DEFAULTS,
-        bos_token_id=processor.tokenizer.bos_token_id,
-        eos_token_id=processor.tokenizer.eos_token_id,
-        pad_token_id=processor.tokenizer.pad_token_id,
-    )
+    model.generation_config = GenerationConfig(**GENERATION_DEFAULTS, **special_ids)
     _save(model, processor, output_dir)
     return output_dir
 
@@ -135,7 +140,7 @@ def _build_processor(language_model, qformer_tokenizer, config: DeltaVLMConfig) 
     if Path(qformer_tokenizer).is_file():
         bert = BertTokenizer(str(qformer_tokenizer))
     else:
-        bert = AutoTokenizer.from_pretrained(qformer_tokenizer)
+        bert = BertTokenizer.from_pretrained(qformer_tokenizer)
     bert.add_special_tokens({"bos_token": QFORMER_BOS})
     image_size = config.vision_config.image_size
     return DeltaVLMProcessor(
@@ -146,6 +151,20 @@ def _build_processor(language_model, qformer_tokenizer, config: DeltaVLMConfig) 
         qformer_prompt="dialogue",
         normalize_text=True,
     )
+
+
+def _make_room(llm: PreTrainedModel, token_id: int) -> None:
+    """
+    Gives the language model rows up to `token_id`, as the authors' `[PAD]` has one. Theirs is random; here it is the
+    mean of all, which is never the most likely token.
+    """
+    rows = llm.get_input_embeddings().num_embeddings
+    if token_id < rows:
+        return
+    llm.resize_token_embeddings(token_id + 1, mean_resizing=False)
+    with torch.no_grad():
+        for table in (llm.get_input_embeddings(), llm.get_output_embeddings()):
+            table.weight[rows:] = table.weight[:rows].float().mean(0).to(table.weight.dtype)
 
 
 def _load_checkpoint(path: Path) -> StateDict:

@@ -6,11 +6,14 @@ import pytest
 import torch
 from transformers import (
     AutoModelForImageTextToText,
+    AutoProcessor,
     BloomConfig,
     GPT2Config,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     TextStreamer,
+    Trainer,
+    TrainingArguments,
 )
 
 from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMModel
@@ -50,7 +53,7 @@ class TestForward:
     @torch.inference_mode()
     def test_shapes(self, small_model, small_inputs):
         outputs = small_model(**small_inputs)
-        assert outputs.logits.shape == (2, 9, 60)
+        assert outputs.logits.shape == (2, 9, 61)
         assert outputs.image_hidden_states.shape == (2, 4, 32)
         assert small_model.encode_pair(small_inputs["pixel_values"]).shape == (2, 2 * 17, 32)
 
@@ -67,7 +70,7 @@ class TestForward:
     @pytest.mark.parametrize("text_config", [None, GPT2Config, BloomConfig], ids=["llama", "gpt2", "bloom"])
     def test_padding_side_does_not_matter(self, text_config, small_config, small_inputs):
         torch.manual_seed(0)
-        sizes = {"vocab_size": 60, "hidden_size": 32, "n_layer": 2, "n_head": 4}
+        sizes = {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4}
         config = small_config() if text_config is None else small_config(text_config=text_config(**sizes))
         model = DeltaVLMForConditionalGeneration(config).eval()
         left = model(**small_inputs).logits
@@ -285,7 +288,7 @@ class TestSaving:
 
     @torch.inference_mode()
     def test_tied_language_model(self, tmp_path, small_config, small_inputs):
-        text_config = GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4)
+        text_config = GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4)
         model = DeltaVLMForConditionalGeneration(small_config(text_config=text_config)).eval()
         model.save_pretrained(tmp_path)
         loaded = DeltaVLMForConditionalGeneration.from_pretrained(tmp_path)
@@ -319,6 +322,41 @@ class TestTraining:
         for name, parameter in small_model.named_parameters():
             if parameter.ndim > 1:
                 assert parameter.std() > 1e-3, name
+
+    def test_trainer(self, tmp_path, converted, processor, pairs):
+        """The stock `Trainer`: the loss falls, the frozen language model stays, a checkpoint loads."""
+        model = AutoModelForImageTextToText.from_pretrained(converted)
+        model.language_model.requires_grad_(False)
+        frozen = {name: tensor.clone() for name, tensor in model.language_model.state_dict().items()}
+        query_tokens = model.query_tokens.detach().clone()
+
+        def collate(rows):
+            images, answers = zip(*rows, strict=True)
+            texts = ["What changed?"] * len(rows)
+            return processor(images=list(images), text=texts, answers=list(answers), padding=True, return_tensors="pt")
+
+        arguments = TrainingArguments(
+            tmp_path,
+            max_steps=8,
+            per_device_train_batch_size=2,
+            learning_rate=1e-2,
+            remove_unused_columns=False,
+            save_steps=8,
+            logging_steps=1,
+            report_to="none",
+            use_cpu=True,
+        )
+        rows = [(pairs[0], "a new road"), (pairs[1], "nothing has changed")]
+        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collate, processing_class=processor)
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert losses[-1] < 0.8 * losses[0]
+        assert not model.query_tokens.equal(query_tokens)
+        loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint-8")
+        for name, tensor in loaded.language_model.state_dict().items():
+            assert tensor.equal(frozen[name]), name
+        assert loaded.query_tokens.equal(model.query_tokens)
+        AutoProcessor.from_pretrained(tmp_path / "checkpoint-8")
 
     def test_every_parameter_gets_a_gradient(self, small_model, small_inputs):
         small_model.train()

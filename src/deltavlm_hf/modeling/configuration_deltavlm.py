@@ -28,8 +28,6 @@ class DeltaVLMConfig(PreTrainedConfig):
         image_token_id (`int`, *optional*, defaults to 32001):
             The placeholder in `input_ids` that change tokens replace. It may lie outside the language model's
             vocabulary: a placeholder is never looked up.
-        pad_token_id (`int`, *optional*, defaults to 32000):
-            The padding in `input_ids`. It may lie outside the language model's vocabulary too.
         difference_module (`str`, *optional*, defaults to `"csrm"`):
             `"csrm"`: cross-semantic relation measuring (paper, visual difference perception). `"concat"`: the two
             feature maps as they are, without parameters (the paper's ablation).
@@ -59,7 +57,6 @@ class DeltaVLMConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     num_query_tokens: int = 32
     image_token_id: int = 32001
-    pad_token_id: int | None = 32000
     difference_module: str = "csrm"
     difference_dropout: float = 0.5
     spatial_position_codes: bool = False

@@ -264,12 +264,9 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         return self.language_model.get_decoder()
 
     def _embed(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        # Placeholders and padding may lie outside the frozen language model's vocabulary; neither reaches an output.
-        embeddings = self.get_input_embeddings()
-        unread = input_ids == self.config.image_token_id
-        if self.config.pad_token_id is not None and self.config.pad_token_id >= self.config.text_config.vocab_size:
-            unread = unread | (input_ids == self.config.pad_token_id)
-        return embeddings(input_ids.masked_fill(unread, 0))
+        # The placeholder may lie outside the language model's vocabulary.
+        placeholders = input_ids == self.config.image_token_id
+        return self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
 
     def _merge_change_tokens(
         self, input_ids: torch.LongTensor, inputs_embeds: torch.Tensor, change_tokens: torch.Tensor

@@ -1,0 +1,116 @@
+"""The command line, as a user meets it: real processes, real files, the model that ships with the package."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deltavlm_hf.data.scenes import generate_scene
+
+BINARY = "Please judge whether these two images have changed. Please answer yes or no."
+
+
+def deltavlm(*arguments, **kwargs) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "deltavlm_hf", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A generated pair with changes, as files."""
+    folder = tmp_path_factory.mktemp("images")
+    scene = next(scene for scene in map(generate_scene, range(100)) if len(scene.buildings) > 2)
+    paths = folder / "before.png", folder / "after.png"
+    for path, image in zip(paths, (scene.before, scene.after), strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+def test_ask(images):
+    done = deltavlm("ask", *images, BINARY)
+    assert (done.returncode, done.stdout) == (0, "yes\n"), done.stderr
+
+
+def test_ask_of_an_unchanged_pair(images):
+    done = deltavlm("ask", images[0], images[0], BINARY)
+    assert (done.returncode, done.stdout) == (0, "no\n"), done.stderr
+
+
+def test_ask_as_json(images):
+    done = deltavlm("ask", *images, BINARY, "--json")
+    assert json.loads(done.stdout) == {
+        "before": str(images[0]),
+        "after": str(images[1]),
+        "question": BINARY,
+        "answer": "yes",
+        "model": "tiny",
+    }
+
+
+def test_ask_another_model(images, converted):
+    done = deltavlm(
+        "ask", *images, "What?", "--model", converted, "--max-new-tokens", "3", "--device", "cpu", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"] == str(converted)
+
+
+def test_chat(images):
+    questions = f"{BINARY}\nIf changes have occurred, count the number of road and building changes separately.\n"
+    done = deltavlm("chat", *images, input=questions)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.strip().splitlines()
+    assert first == "yes"
+    assert "new building" in second
+
+
+def test_demo(tmp_path):
+    picture = tmp_path / "demo.png"
+    done = deltavlm("demo", "--output", picture)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\nA: ") == 6 and "In truth: " in done.stdout
+    with Image.open(picture) as image:
+        pixels = np.asarray(image)
+    assert pixels.shape[2] == 3 and min(pixels.shape[:2]) > 400
+    assert pixels.std() > 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "usage: deltavlm"),
+        (["ask", "a.png", "b.png"], 2, "QUESTION"),
+        (["ask", "nowhere.png", "b.png", "What?"], 1, "deltavlm: error: nowhere.png is not a file"),
+        (["demo", "--max-new-tokens", "0"], 2, "must be at least 1"),
+        (["convert", "out", "--checkpoint", "a"], 2, "--vision"),
+    ],
+    ids=str,
+)
+def test_errors(arguments, code, message, tmp_path):
+    done = deltavlm(*arguments, cwd=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_broken_image(images, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(images[1].read_bytes()[:500])
+    done = deltavlm("ask", images[0], broken, "What?")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("deltavlm: error: pair 1, after image: cannot read")
+
+
+def test_missing_model(images, tmp_path):
+    done = deltavlm("ask", *images, "What?", "--model", tmp_path / "nothing")
+    assert done.returncode == 1
+    assert "deltavlm: error:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_version():
+    import deltavlm_hf
+
+    assert deltavlm("--version").stdout == f"deltavlm {deltavlm_hf.__version__}\n"

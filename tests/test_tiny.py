@@ -1,0 +1,141 @@
+"""The model that ships with the package: small, complete, and it answers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+import deltavlm_hf
+from deltavlm_hf import ChangeSession
+from deltavlm_hf.data.questions import INSTRUCTIONS, parse_count, parse_grid, read_facts
+from deltavlm_hf.data.scenes import generate_scene
+
+SEEDS = range(4_000_000, 4_000_060)  # neither trained, validated nor tested on
+SCRIPT = Path(__file__).parents[1] / "examples" / "train_tiny.py"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
+
+
+@pytest.fixture(scope="module")
+def tiny_processor():
+    return AutoProcessor.from_pretrained(deltavlm_hf.tiny())
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [generate_scene(seed) for seed in SEEDS]
+
+
+@pytest.fixture(scope="module")
+def ask(tiny, tiny_processor, scenes):
+    """Asks one question about all scenes."""
+
+    def ask(question: str, history=None) -> list[str]:
+        inputs = tiny_processor(
+            images=[(scene.before, scene.after) for scene in scenes],
+            text=[question] * len(scenes),
+            history=history,
+            padding=True,
+            return_tensors="pt",
+        )
+        ids = tiny.generate(**inputs)
+        answers = tiny_processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [answer.strip() for answer in answers]
+
+    return ask
+
+
+def test_size():
+    files = [path for path in Path(deltavlm_hf.tiny()).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 12e6
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jinja", ".py"}
+
+
+def test_loads_in_single_precision(tiny):
+    assert tiny.dtype == torch.float32
+
+
+@pytest.mark.parametrize("question", [INSTRUCTIONS["binary"], "Has anything changed?"])
+def test_yes_no(question, ask, scenes):
+    answers = ask(question)
+    assert set(answers) <= {"yes", "no"}
+    assert np.mean([answer == "no" for answer in answers]) < 0.8  # not one answer for all
+    assert np.mean([(answer == "yes") == scene.changed for answer, scene in zip(answers, scenes, strict=True)]) >= 0.93
+
+
+def test_a_question_in_dialogue_form_gets_the_same_answers(ask, scenes):
+    plain, dialogue = ask(INSTRUCTIONS["binary"]), ask(INSTRUCTIONS["binary"], history=[[] for _ in scenes])
+    assert np.mean([one == other for one, other in zip(plain, dialogue, strict=True)]) >= 0.95
+
+
+def test_counts(ask, scenes):
+    counts = [parse_count(answer) for answer in ask(INSTRUCTIONS["count"])]
+    assert None not in counts
+    roads = [count[0] == scene.roads for count, scene in zip(counts, scenes, strict=True)]
+    buildings = [count[1] == len(scene.buildings) for count, scene in zip(counts, scenes, strict=True)]
+    assert np.mean(roads) >= 0.85
+    assert np.mean(buildings) >= 0.75
+
+
+def test_grid(ask, scenes):
+    grids = [parse_grid(answer) for answer in ask(INSTRUCTIONS["grid"])]
+    assert None not in grids
+    truths = [read_facts(scene) for scene in scenes]
+    for index, name in enumerate(("road_cells", "building_cells")):
+        answer, truth = np.array([grid[index] for grid in grids]), np.array([getattr(fact, name) for fact in truths])
+        assert 2 * (answer & truth).sum() / (answer.sum() + truth.sum()) >= 0.8
+
+
+def test_conversation(tiny, tiny_processor, scenes):
+    scene = next(scene for scene in scenes if len(scene.buildings) == 2 and scene.roads == 0)
+    session = ChangeSession(tiny, tiny_processor, scene.before, scene.after)
+    assert session.ask(INSTRUCTIONS["binary"]) == "yes"
+    follow_up = "If changes have occurred, count the number of road and building changes separately."
+    assert parse_count(session.ask(follow_up)) is not None
+
+
+def test_any_text_and_any_size_get_an_answer(tiny, tiny_processor):
+    image = Image.new("L", (333, 77))
+    session = ChangeSession(tiny, tiny_processor, image, image)
+    for question in ("什么变了?", "", "<image></s>", "where is the new stadium, please?"):
+        assert isinstance(session.ask(question, max_new_tokens=10), str)
+
+
+def test_pipeline(scenes):
+    scene = next(scene for scene in scenes if scene.changed)
+    content = [{"type": "image", "image": Image.fromarray(image)} for image in (scene.before, scene.after)]
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": INSTRUCTIONS["binary"]}]}]
+    answerer = pipeline("image-text-to-text", model=deltavlm_hf.tiny())
+    outputs = answerer(text=messages, return_full_text=False)
+    assert outputs[0]["generated_text"].strip() == "yes"
+    full = answerer(text=[messages, messages])
+    assert [chat[0]["generated_text"][-1]["content"].strip() for chat in full] == ["yes", "yes"]
+
+
+def test_stated_figures_are_the_measured_ones():
+    """The README states what `evaluation.json` holds."""
+    figures = json.loads((Path(deltavlm_hf.tiny()) / "evaluation.json").read_text())
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for name in ("yes_no", "roads_exact", "buildings_exact", "grid_f1_roads", "grid_f1_buildings", "caption_sense"):
+        assert f"{figures[name]:.3f}" in readme, name
+
+
+@pytest.mark.slow
+def test_the_script_that_made_it_runs(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--output", str(tmp_path / "tiny")]
+    done = subprocess.run(
+        [*command, "--scale", "0.003", "--scenes", "200", "--test", "4"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "tiny" / "evaluation.json").read_text())
+    assert figures["pairs"] == 4 and set(figures["minutes"]) == {"language", "eyes", "align", "speak"}
+    AutoModelForImageTextToText.from_pretrained(tmp_path / "tiny")
