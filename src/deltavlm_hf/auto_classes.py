@@ -14,7 +14,7 @@ from types import ModuleType
 MODEL_TYPE = "deltavlm"
 ANNOUNCED_MODULE = f"transformers.models.{MODEL_TYPE}"
 # The modules of transformers that hold the tables: the first makes them, the second copies one.
-TABLES = {
+TABLES: dict[str, dict[str, str | dict[str, str]]] = {
     "transformers.models.auto.auto_mappings": {
         "CONFIG_MAPPING_NAMES": "DeltaVLMConfig",
         "PROCESSOR_MAPPING_NAMES": "DeltaVLMProcessor",
@@ -69,11 +69,10 @@ class _AnnouncedLoader(Loader):
     """Makes `transformers.models.deltavlm`: the classes that the tables name, registered."""
 
     def exec_module(self, module: ModuleType) -> None:
-        from . import modeling, processing
+        import deltavlm_hf
 
-        module.DeltaVLMConfig = modeling.DeltaVLMConfig
-        module.DeltaVLMImageProcessor = processing.DeltaVLMImageProcessor
-        module.DeltaVLMProcessor = processing.DeltaVLMProcessor
+        names = ("DeltaVLMConfig", "DeltaVLMImageProcessor", "DeltaVLMProcessor")
+        vars(module).update({name: getattr(deltavlm_hf, name) for name in names})
         register()
 
 
@@ -83,7 +82,8 @@ class _Finder(MetaPathFinder):
             return ModuleSpec(name, _AnnouncedLoader())
         if name in TABLES:
             spec = PathFinder.find_spec(name, path)
-            spec.loader = _AnnouncingLoader(spec.loader)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _AnnouncingLoader(spec.loader)
             return spec
         return None
 

@@ -86,7 +86,8 @@ def _open_session(args: argparse.Namespace):
             raise FileNotFoundError(f"{path} is not a file")
     from .inference import ChangeSession
 
-    return ChangeSession(*_load(args), args.before, args.after)
+    model, processor = _load(args)
+    return ChangeSession(model, processor, args.before, args.after)
 
 
 def _ask(args: argparse.Namespace) -> int:
@@ -117,7 +118,8 @@ def _print_piece(text: str) -> None:
 def _demo(args: argparse.Namespace) -> int:
     from .demo import run
 
-    run(*_load(args), seed=args.seed, output=args.output, max_new_tokens=args.max_new_tokens)
+    model, processor = _load(args)
+    run(model, processor, seed=args.seed, output=args.output, max_new_tokens=args.max_new_tokens)
     return 0
 
 

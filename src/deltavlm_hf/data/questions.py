@@ -6,7 +6,6 @@ The 3x3 grid is named row by row from the top left: `top-left` ... `center-cente
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,7 +113,10 @@ def format_count(facts: Facts) -> str:
 def parse_count(answer: str) -> tuple[int, int] | None:
     """The numbers of new roads and buildings in an answer of [`format_count`]'s form, or None."""
     match = re.fullmatch(r"(no|\d+) new roads?, (no|\d+) new buildings?", answer.strip().lower())
-    return None if match is None else tuple(0 if number == "no" else int(number) for number in match.groups())
+    if match is None:
+        return None
+    roads, buildings = (0 if number == "no" else int(number) for number in match.groups())
+    return roads, buildings
 
 
 def format_grid(facts: Facts) -> str:
@@ -129,7 +131,8 @@ def parse_grid(answer: str) -> tuple[np.ndarray, np.ndarray] | None:
     named = [[name.strip() for name in group.split(",") if name.strip()] for group in match.groups()]
     if not {name for group in named for name in group} <= set(CELLS):
         return None
-    return tuple(np.array([cell in group for cell in CELLS]) for group in named)
+    roads, buildings = (np.array([cell in group for cell in CELLS]) for group in named)
+    return roads, buildings
 
 
 def _cell_list(cells: np.ndarray) -> str:
@@ -175,18 +178,18 @@ def _yes_no(truth: bool) -> str:
 
 def _open_question(facts: Facts, rng: np.random.Generator) -> tuple[str, str]:
     cell = int(rng.integers(9))
-    questions: tuple[Callable[[], tuple[str, str]], ...] = (
-        lambda: ("How many buildings were built?", NUMBERS[facts.buildings]),
-        lambda: ("How many new roads are there?", NUMBERS[facts.roads]),
-        lambda: ("Have any roads been built?", _yes_no(facts.roads > 0)),
-        lambda: ("Are there new buildings?", _yes_no(facts.buildings > 0)),
-        lambda: ("Where are the new buildings?", _cell_list(facts.building_cells) or "nowhere"),
-        lambda: ("Which part of the area has new roads?", _cell_list(facts.road_cells) or "none"),
-        lambda: (f"Are there new buildings in the {CELLS[cell]}?", _yes_no(bool(facts.building_cells[cell]))),
-        lambda: (f"Is there a new road in the {CELLS[cell]}?", _yes_no(bool(facts.road_cells[cell]))),
-        lambda: ("Are there more new buildings than new roads?", _yes_no(facts.buildings > facts.roads)),
+    questions = (
+        ("How many buildings were built?", NUMBERS[facts.buildings]),
+        ("How many new roads are there?", NUMBERS[facts.roads]),
+        ("Have any roads been built?", _yes_no(facts.roads > 0)),
+        ("Are there new buildings?", _yes_no(facts.buildings > 0)),
+        ("Where are the new buildings?", _cell_list(facts.building_cells) or "nowhere"),
+        ("Which part of the area has new roads?", _cell_list(facts.road_cells) or "none"),
+        (f"Are there new buildings in the {CELLS[cell]}?", _yes_no(bool(facts.building_cells[cell]))),
+        (f"Is there a new road in the {CELLS[cell]}?", _yes_no(bool(facts.road_cells[cell]))),
+        ("Are there more new buildings than new roads?", _yes_no(facts.buildings > facts.roads)),
     )
-    return questions[rng.integers(len(questions))]()
+    return questions[rng.integers(len(questions))]
 
 
 def make_record(facts: Facts, task: str, rng: np.random.Generator, paraphrase: float = 0.0) -> Record:
@@ -212,10 +215,10 @@ def make_record(facts: Facts, task: str, rng: np.random.Generator, paraphrase: f
     question = INSTRUCTIONS[task]
     if rng.random() < paraphrase:
         question = PARAPHRASES[task][rng.integers(len(PARAPHRASES[task]))]
-    answers = {
-        "caption": lambda: describe(facts, rng),
-        "binary": lambda: _yes_no(facts.changed),
-        "count": lambda: format_count(facts),
-        "grid": lambda: format_grid(facts),
-    }
-    return Record(task, ((question, answers[task]()),))
+    if task == "caption":
+        answer = describe(facts, rng)
+    elif task == "binary":
+        answer = _yes_no(facts.changed)
+    else:
+        answer = format_count(facts) if task == "count" else format_grid(facts)
+    return Record(task, ((question, answer),))

@@ -74,7 +74,7 @@ class _Scene:
         rng = self.rng
         roads, buildings = self._new_objects() if rng.random() < 0.5 else (0, 0)
         new_roads, new_buildings = self._roads(roads), self._buildings(buildings)  # first, while there is room
-        old = self._roads(rng.integers(0, 3)) + self._buildings(rng.integers(0, 5))
+        old = self._roads(int(rng.integers(0, 3))) + self._buildings(int(rng.integers(0, 5)))
         ground, vegetation = self._ground()
         sun = rng.uniform(0, 2 * np.pi)
         before = self._paint(ground, old, sun)
@@ -137,7 +137,7 @@ class _Scene:
 
     def _roads(self, count: int) -> list["_Object"]:
         roads = []
-        for _ in range(int(count)):
+        for _ in range(count):
             for _ in range(30):
                 points, half_width = self._road_line(), self.rng.uniform(1.6, 2.6) * self.scale
                 distance = _distance_to_line(self.rows, self.columns, points)
@@ -167,7 +167,7 @@ class _Scene:
 
     def _buildings(self, count: int) -> list["_Object"]:
         buildings = []
-        for _ in range(int(count)):
+        for _ in range(count):
             for _ in range(40):
                 centre = self.rng.uniform(7, _REFERENCE - 7, 2) * self.scale + _MARGIN
                 half = self.rng.uniform(3.2, 7.5) * self.scale * np.array([1.0, self.rng.uniform(0.6, 1)])
