@@ -55,7 +55,7 @@ STAGES = {
     "language": (900, 64, 2e-3),
     "eyes": (2000, 32, 1e-3),
     "align": (1100, 32, 1e-3),
-    "speak": (480, 32, 5e-4),
+    "speak": (800, 32, 5e-4),
 }
 QUESTIONS_PER_PAIR = 3
 TASK_WEIGHTS = {"caption": 1, "binary": 1, "count": 1.5, "grid": 2, "open": 2, "dialogue": 2}
@@ -468,12 +468,14 @@ def main() -> None:
         model.language_model.requires_grad_(stage == "language")
         kept = args.keep / f"{stage}.pt" if args.keep else None
         if kept and kept.exists():
-            model.load_state_dict(torch.load(kept, weights_only=True))
+            finished = torch.load(kept, weights_only=True)
+            model.load_state_dict(finished["weights"])
+            minutes[stage] = finished["minutes"]
             continue
         minutes[stage] = train(stage, module(model), scenes, collator, args.scale, args.seed)
         if kept:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(model.state_dict(), kept)
+            torch.save({"weights": model.state_dict(), "minutes": minutes[stage]}, kept)
 
     model.generation_config = GenerationConfig(
         bos_token_id=processor.tokenizer.bos_token_id,
