@@ -156,9 +156,22 @@ class TestErrors:
                 return (os.mkdir, (str(tmp_path / "harm"),))
 
         torch.save({"model": {"query_tokens": Harm()}}, tmp_path / "evil.pth")
-        with pytest.raises(Exception, match="[Ww]eights"):
+        with pytest.raises(
+            ValueError, match="evil.pth cannot be read as a file of weights, and nothing else is loaded"
+        ):
             self.convert(sources, official_config, tmp_path / "out", checkpoint=tmp_path / "evil.pth")
         assert not (tmp_path / "harm").exists()
+
+    @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"], ids=str)
+    def test_files_that_are_no_checkpoint(self, content, tmp_path, sources, official_config):
+        (tmp_path / "broken.pth").write_bytes(content)
+        with pytest.raises(ValueError, match="broken.pth cannot be read as a file of weights"):
+            self.convert(sources, official_config, tmp_path / "out", checkpoint=tmp_path / "broken.pth")
+
+    def test_weights_of_something_else(self, tmp_path, sources, official_config):
+        torch.save({"model": {"epoch": 3}}, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match="other.pth holds no weights"):
+            self.convert(sources, official_config, tmp_path / "out", checkpoint=tmp_path / "other.pth")
 
 
 def test_untrained_csrm_is_noticed(tmp_path, sources, official_config, write_checkpoint, caplog):

@@ -7,9 +7,11 @@ and every weight of the model is given.
 """
 
 import os
+import pickle
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,8 +101,8 @@ def convert_original_checkpoint(
     Raises:
         FileExistsError: if `output_dir` exists and is not empty.
         FileNotFoundError: if a source is missing.
-        ValueError: if a key of the checkpoint is unknown, a shape differs from the configuration's, or a weight of
-            the model is in none of the sources.
+        ValueError: if a file holds no weights, a key of the checkpoint is unknown, a shape differs from the
+            configuration's, or a weight of the model is in none of the sources.
     """
     output_dir = Path(output_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
@@ -168,8 +170,14 @@ def _make_room(llm: PreTrainedModel, token_id: int) -> None:
 
 
 def _load_checkpoint(path: Path) -> StateDict:
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return checkpoint.get("model", checkpoint)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as a file of weights, and nothing else is loaded: {error}") from error
+    state_dict = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else checkpoint
+    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise ValueError(f"{path} holds no weights: expected tensors by name, alone or under 'model'.")
+    return state_dict
 
 
 def _rename(state_dict: StateDict, dropped: tuple[str, ...], source) -> StateDict:

@@ -66,13 +66,9 @@ class ChangeSession:
 
     def ask_apart(self, questions: Sequence[str], **generate_kwargs) -> list[str]:
         """Asks each question by itself, in one batch, outside the conversation: `history` stays as it is."""
-        inputs = self.processor(
-            text=list(questions),
-            history=[[] for _ in questions],
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        ).to(self.model.device)
+        histories: list[list] = [[] for _ in questions]
+        inputs = self.processor(text=list(questions), history=histories, padding=True, return_tensors="pt")
+        inputs = inputs.to(self.model.device)
         with torch.inference_mode():
             ids = self.model.generate(**inputs, pair_features=self.pair_features, **generate_kwargs)
         answers = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -252,6 +252,7 @@ class TestErrors:
         [
             ({}, "Give `images`, `text` or both"),
             ({"text": ["a", "b", "c"], "images": 2}, "2 image pairs for 3 texts"),
+            ({"images": 1, "answers": "yes"}, "`history` and `answers` belong to a `text`"),
             ({"text": ["a", "b"], "answers": ["yes"]}, "1 answers for 2 texts"),
             ({"text": ["a", "b"], "history": [[]]}, "1 histories for 2 texts"),
             ({"text": ["a", "b"], "answers": ["yes", None]}, "Some `answers` are None"),

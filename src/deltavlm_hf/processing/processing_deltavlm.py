@@ -53,7 +53,8 @@ class DeltaVLMProcessor(ProcessorMixin):
 
     Args:
         image_processor ([`DeltaVLMImageProcessor`]): for the image pairs.
-        tokenizer (`PreTrainedTokenizerBase`): the language model's. `<image>` is added to it if it has none.
+        tokenizer (`PreTrainedTokenizerBase`): the language model's. `<image>` is added to it if it has none, and it
+            pads on the left.
         qformer_tokenizer (`PreTrainedTokenizerBase`): the Q-Former's. Long instructions lose their beginning.
         num_query_tokens (`int`, *optional*, defaults to 32): placeholders per pair; the model's `num_query_tokens`.
         qformer_prompt (`str`, *optional*, defaults to `"question"`): what the Q-Former reads of a dialogue: the
@@ -82,6 +83,7 @@ class DeltaVLMProcessor(ProcessorMixin):
             raise ValueError("The language model's tokenizer has no padding token: set `tokenizer.pad_token` first.")
         if IMAGE_TOKEN not in tokenizer.get_vocab():
             tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)], special_tokens=True)
+        tokenizer.padding_side = "left"  # as generation needs
         qformer_tokenizer.truncation_side = "left"
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -126,6 +128,8 @@ class DeltaVLMProcessor(ProcessorMixin):
     def _process(self, images, text, history, answers, is_complete: bool, **kwargs) -> BatchFeature:
         if images is None and text is None:
             raise ValueError("Give `images`, `text` or both.")
+        if text is None and (history is not None or answers is not None):
+            raise ValueError("`history` and `answers` belong to a `text`, which is missing.")
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         return_tensors = merged["text_kwargs"].pop("return_tensors", None)
         data = {}
