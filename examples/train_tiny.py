@@ -37,6 +37,7 @@ from transformers import (
 
 from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMImageProcessor, DeltaVLMProcessor
 from deltavlm_hf.data.questions import (
+    CELLS,
     INSTRUCTIONS,
     TASKS,
     Facts,
@@ -52,12 +53,14 @@ GRID = SIZE // PATCH
 TRAIN_SEEDS, VALIDATION_SEEDS, TEST_SEEDS = 1_000_000, 2_000_000, 3_000_000  # where each range begins
 # Stage -> optimizer steps, batch size, learning rate.
 STAGES = {
-    "language": (900, 64, 2e-3),
+    "language": (600, 64, 2e-3),
     "eyes": (2000, 32, 1e-3),
-    "align": (1100, 32, 1e-3),
-    "speak": (800, 32, 5e-4),
+    "align": (750, 32, 1e-3),
+    "speak": (300, 32, 2e-4),
 }
 QUESTIONS_PER_PAIR = 3
+# Each cell has words of its own: told apart by position alone, cells are learnt far more slowly.
+CELL_WORDS = [f"<{kind} {cell}>" for kind in ("road", "building") for cell in CELLS]
 TASK_WEIGHTS = {"caption": 1, "binary": 1, "count": 1.5, "grid": 2, "open": 2, "dialogue": 2}
 
 
@@ -111,9 +114,10 @@ def _turn_facts(facts: Facts, turn: int) -> Facts:
 
 def describe_in_tokens(facts: Facts) -> list[str]:
     """The description of a change in 32 words, each a token: the Q-Former's first lesson."""
-    yes_no = ["yes" if truth else "no" for truth in (facts.changed, *facts.road_cells, *facts.building_cells)]
+    truths = (*facts.road_cells, *facts.building_cells)
+    cells = [word if truth else "no" for word, truth in zip(CELL_WORDS, truths, strict=True)]
     numbers = [facts.roads, facts.buildings, *facts.buildings_by_cell, facts.roads, facts.buildings]
-    return [*yes_no, *(str(number) for number in numbers)]
+    return ["yes" if facts.changed else "no", *cells, *map(str, numbers)]
 
 
 def make_turn(facts: Facts, rng: np.random.Generator) -> tuple[str, list[tuple[str, str]] | None, str]:
@@ -129,6 +133,8 @@ def make_turn(facts: Facts, rng: np.random.Generator) -> tuple[str, list[tuple[s
             task = rng.choice([task for task in TASKS if task != "dialogue"])
             history = list(make_record(facts, task, rng, paraphrase=0.5).turns)
     question, answer = record.turns[turn]
+    if rng.random() < 0.2:  # as people type
+        question = question.lower().rstrip("?.")
     return question, history, answer
 
 
@@ -143,7 +149,7 @@ class Collator:
             torch.tensor(values).view(3, 1, 1) * 255
             for values in (image_processor.image_mean, image_processor.image_std)
         )
-        words = ["yes", "no", *map(str, range(10))]
+        words = ["yes", "no", *map(str, range(10)), *CELL_WORDS]
         self.ids = {word: _only(processor.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in words}
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
@@ -180,7 +186,7 @@ def make_tokenizer(facts: list[Facts]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<s>", "</s>", "<image>"]
+    special = ["<pad>", "<s>", "</s>", "<image>", *CELL_WORDS]
     trainer = trainers.BpeTrainer(
         vocab_size=1024,
         special_tokens=special,
@@ -484,6 +490,8 @@ def main() -> None:
         suppress_tokens=[processor.image_token_id],
         max_new_tokens=160,
     )
+    for saved in (DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMImageProcessor, DeltaVLMProcessor):
+        saved._auto_class = None  # no copy of the code: it is in the package, beside the folder
     model.requires_grad_(True).half().save_pretrained(args.output)
     processor.save_pretrained(args.output)
     config = json.loads((args.output / "config.json").read_text())

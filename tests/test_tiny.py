@@ -57,7 +57,7 @@ def ask(tiny, tiny_processor, scenes):
 def test_size():
     files = [path for path in Path(deltavlm_hf.tiny()).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 12e6
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jinja", ".py"}
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jinja"}
 
 
 def test_loads_in_single_precision(tiny):

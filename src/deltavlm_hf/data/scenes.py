@@ -199,8 +199,7 @@ class _Scene:
         for item in objects:
             if item.height:
                 offset = np.rint(item.height * np.array([np.sin(sun), np.cos(sun)])).astype(int)
-                shadow = np.roll(item.coverage, offset, (0, 1))
-                picture *= 1 - 0.5 * shadow[..., None]
+                picture *= 1 - 0.5 * _shift(item.coverage, *offset)[..., None]
         for item in objects:
             coverage = item.coverage[..., None]
             picture = picture * (1 - coverage) + item.colour * coverage
@@ -224,6 +223,13 @@ class _Object:
     colour: np.ndarray  # (S, S, 3)
     centre: np.ndarray  # row, column
     height: float = 0.0  # length of the shadow, pixels
+
+
+def _shift(coverage: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Moves a coverage; nothing comes in from the other side."""
+    reach, side = max(abs(down), abs(right)), len(coverage)
+    padded = np.pad(coverage, reach)
+    return padded[reach - down : reach - down + side, reach - right : reach - right + side]
 
 
 def _distance_to_line(rows: np.ndarray, columns: np.ndarray, points: np.ndarray) -> np.ndarray:
