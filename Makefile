@@ -4,8 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Without a GPU the pinned release keeps pip from choosing a newer torch built for one. Where your index offers several
-# builds of a release, choose with TORCH="...", for example make demo TORCH="torch==2.13.0+cpu".
+# Without a GPU, this release of torch: a CPU build of it is enough. Where your index's default build is one for GPUs,
+# which is far larger, name another: make demo TORCH="torch==2.13.0+cpu".
 TORCH ?= $(shell nvidia-smi >/dev/null 2>&1 && echo 'torch>=2.6' || echo 'torch==2.13.0')
 
 help:  ## list the targets

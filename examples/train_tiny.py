@@ -50,6 +50,7 @@ from deltavlm_hf.data.scenes import BUILDING, ROAD, generate_scene
 
 SIZE, PATCH, QUERIES, WIDTH = 96, 8, 32, 128
 GRID = SIZE // PATCH
+POSITIONS, LONGEST_ANSWER = 1024, 160  # tokens that the language model can read, and those kept for an answer
 TRAIN_SEEDS, VALIDATION_SEEDS, TEST_SEEDS = 1_000_000, 2_000_000, 3_000_000  # where each range begins
 # Stage -> optimizer steps, batch size, learning rate.
 STAGES = {
@@ -198,7 +199,11 @@ def make_tokenizer(facts: list[Facts]) -> PreTrainedTokenizerFast:
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=POSITIONS - LONGEST_ANSWER,
     )
 
 
@@ -244,7 +249,7 @@ def make_config(processor: DeltaVLMProcessor) -> DeltaVLMConfig:
             intermediate_size=3 * WIDTH,
             num_hidden_layers=4,
             num_attention_heads=4,
-            max_position_embeddings=1024,
+            max_position_embeddings=POSITIONS,
             tie_word_embeddings=True,
             bos_token_id=processor.tokenizer.bos_token_id,
             eos_token_id=processor.tokenizer.eos_token_id,
@@ -387,7 +392,7 @@ def evaluate(folder: Path, first_seed: int, count: int, batch_size: int = 50) ->
             padding=True,
             return_tensors="pt",
         )
-        ids = model.generate(**inputs, max_new_tokens=160)
+        ids = model.generate(**inputs)
         answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [answer.strip() for answer in answers]
 
@@ -488,7 +493,7 @@ def main() -> None:
         eos_token_id=processor.tokenizer.eos_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
         suppress_tokens=[processor.image_token_id],
-        max_new_tokens=160,
+        max_new_tokens=LONGEST_ANSWER,
     )
     for saved in (DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMImageProcessor, DeltaVLMProcessor):
         saved._auto_class = None  # no copy of the code: it is in the package, beside the folder

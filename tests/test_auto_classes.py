@@ -38,6 +38,20 @@ def test_each_auto_class_alone(order, auto_class, expected, converted):
     assert run("".join(imports) + call) == expected
 
 
+@pytest.mark.parametrize("source", ["deltavlm_hf", "deltavlm_hf.modeling"])
+def test_from_config_without_a_lookup_by_name(source):
+    code = f"""
+    from {source} import DeltaVLMConfig
+    from transformers import AutoModel
+    small = {{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}}
+    config = DeltaVLMConfig(
+        vision_config={{**small, "image_size": 28}}, qformer_config={{**small, "vocab_size": 9}}, text_config=small
+    )
+    print(type(AutoModel.from_config(config)).__name__)
+    """
+    assert run(code) == "DeltaVLMModel"
+
+
 def test_classes_without_auto(converted):
     code = (
         f"from deltavlm_hf import DeltaVLMProcessor as P\nprint(type(P.from_pretrained({str(converted)!r})).__name__)"

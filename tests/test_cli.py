@@ -1,11 +1,13 @@
 """The command line, as a user meets it: real processes, real files, the model that ships with the package."""
 
 import json
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from conftest import OFFICIAL
 from PIL import Image
 
 from deltavlm_hf.data.scenes import generate_scene
@@ -15,7 +17,8 @@ BINARY = "Please judge whether these two images have changed. Please answer yes 
 
 def deltavlm(*arguments, **kwargs) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "deltavlm_hf", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, **kwargs)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # the same on machines with a GPU
+    return subprocess.run(command, capture_output=True, text=True, env=environment, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,10 @@ def test_demo(tmp_path):
         ([], 2, "usage: deltavlm"),
         (["ask", "a.png", "b.png"], 2, "QUESTION"),
         (["ask", "nowhere.png", "b.png", "What?"], 1, "deltavlm: error: nowhere.png is not a file"),
-        (["demo", "--max-new-tokens", "0"], 2, "must be at least 1"),
+        (["demo", "--max-new-tokens", "0"], 2, "must be an integer of at least 1, got '0'"),
+        (["demo", "--max-new-tokens", "many"], 2, "must be an integer of at least 1, got 'many'"),
+        (["demo", "--device", "cuda"], 1, "no CUDA device is available; use --device cpu"),
+        (["demo", "--model", OFFICIAL / "llm"], 1, "expected a deltavlm model, got llama"),
         (["convert", "out", "--checkpoint", "a"], 2, "--vision"),
     ],
     ids=str,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import OFFICIAL
 from safetensors.torch import save_file
-from transformers import AutoModelForImageTextToText, AutoTokenizer, InstructBlipConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, InstructBlipConfig
 
 from deltavlm_hf import DeltaVLMConfig, convert_original_checkpoint
 
@@ -50,8 +50,6 @@ def test_defaults_of_the_authors(model, processor):
 
 
 def test_language_model_is_untouched(model):
-    from transformers import AutoModelForCausalLM
-
     expected = AutoModelForCausalLM.from_pretrained(OFFICIAL / "llm").state_dict()
     actual = model.language_model.state_dict()
     assert expected.keys() == actual.keys()
@@ -86,6 +84,20 @@ def test_base_vision_from_an_instructblip_folder(tmp_path, model, sources, offic
     loaded = AutoModelForImageTextToText.from_pretrained(output)
     for (name, actual), expected in zip(loaded.named_parameters(), model.parameters(), strict=True):
         assert actual.equal(expected), name
+
+
+def test_a_half_precision_language_model_loads_in_half_precision(tmp_path, sources, official_config):
+    llm = AutoModelForCausalLM.from_pretrained(sources["language_model"], dtype=torch.float16)
+    llm.save_pretrained(tmp_path / "llm")
+    AutoTokenizer.from_pretrained(sources["language_model"]).save_pretrained(tmp_path / "llm")
+    changed = {**sources, "language_model": tmp_path / "llm"}
+    output = convert_original_checkpoint(**changed, output_dir=tmp_path / "out", config=official_config)
+    assert {parameter.dtype for parameter in AutoModelForImageTextToText.from_pretrained(output).parameters()} == {
+        torch.float16
+    }
+    full = AutoModelForImageTextToText.from_pretrained(output, dtype=torch.float32)
+    trained = torch.load(sources["checkpoint"], weights_only=True)["model"]["query_tokens"]
+    assert full.query_tokens.equal(trained)  # nothing was rounded on the way
 
 
 def test_blocks_behind_the_last_one_used_are_dropped(tmp_path, sources, official_config):
@@ -162,6 +174,22 @@ class TestErrors:
             self.convert(sources, official_config, tmp_path / "out", checkpoint=tmp_path / "evil.pth")
         assert not (tmp_path / "harm").exists()
 
+    def test_truncated_checkpoint(self, tmp_path, sources, official_config):
+        (tmp_path / "cut.pth").write_bytes(sources["checkpoint"].read_bytes()[:5000])
+        with pytest.raises(ValueError, match="cut.pth cannot be read as a file of weights"):
+            self.convert(sources, official_config, tmp_path / "out", checkpoint=tmp_path / "cut.pth")
+
+    def test_truncated_safetensors(self, tmp_path, sources, official_config):
+        (tmp_path / "vision").mkdir()
+        (tmp_path / "vision" / "model.safetensors").write_bytes(b"cut short")
+        with pytest.raises(ValueError, match="model.safetensors cannot be read"):
+            self.convert(sources, official_config, tmp_path / "out", vision=tmp_path / "vision")
+
+    def test_half_of_a_bias(self, tmp_path, sources, official_config, write_checkpoint):
+        path = write_checkpoint(**{"visual_encoder.blocks.38.attn.v_bias": None})
+        with pytest.raises(ValueError, match="38.self_attn.q_bias, but not the v_bias"):
+            self.convert(sources, official_config, tmp_path / "out", checkpoint=path)
+
     @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"], ids=str)
     def test_files_that_are_no_checkpoint(self, content, tmp_path, sources, official_config):
         (tmp_path / "broken.pth").write_bytes(content)
@@ -178,10 +206,12 @@ def test_untrained_csrm_is_noticed(tmp_path, sources, official_config, write_che
     from transformers.utils import logging
 
     logging.enable_propagation()
+    convert_original_checkpoint(**sources, output_dir=tmp_path / "trained", config=official_config)
+    assert "never been trained" not in caplog.text
     path = write_checkpoint(**{"context1.weight": torch.rand(32, 32) / 32**0.5})
     convert_original_checkpoint(**{**sources, "checkpoint": path}, output_dir=tmp_path / "out", config=official_config)
     logging.disable_propagation()
-    assert "probably never been trained" in caplog.text
+    assert "probably never been trained" in caplog.text.replace("\n", " ")
 
 
 def test_a_kill_leaves_no_half_made_model(tmp_path, sources, official_config):

@@ -10,6 +10,8 @@ from conftest import OFFICIAL
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText
 
+from deltavlm_hf import DeltaVLMConfig, convert_original_checkpoint
+
 HIDDEN = 2e-5
 LOGITS = 1e-4
 GENERATIONS = ("greedy_default_penalty", "greedy_no_penalty", "beam3_no_penalty", "beam5_default_penalty")
@@ -25,10 +27,9 @@ def qformer_inputs(recorded) -> dict[str, torch.Tensor]:
     return {name: recorded[name] for name in ("qformer_input_ids", "qformer_attention_mask")}
 
 
-@pytest.fixture(scope="module")
-def with_pad_row(converted):
-    """The model with the random row that `[PAD]` has in the authors' run; ours is the mean of the others."""
-    model = AutoModelForImageTextToText.from_pretrained(converted)
+def with_pad_row(folder):
+    """A model with the random row that `[PAD]` has in the authors' run; ours is the mean of the others."""
+    model = AutoModelForImageTextToText.from_pretrained(folder)
     rows = load_file(OFFICIAL / "pad_row.safetensors")
     with torch.no_grad():
         model.get_input_embeddings().weight[1000] = rows["embed_tokens"]
@@ -37,12 +38,12 @@ def with_pad_row(converted):
 
 
 @pytest.fixture(scope="module")
-def concat_model(converted):
-    """The path of the authors' training code: the features as they are."""
-    from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration
-
-    config = DeltaVLMConfig.from_pretrained(converted, difference_module="concat")
-    return DeltaVLMForConditionalGeneration.from_pretrained(converted, config=config)
+def models(converted, sources, official_config, tmp_path_factory):
+    """CSRM, the path of the authors' generation, and plain concatenation, the path of their training code."""
+    config = DeltaVLMConfig.from_dict({**official_config.to_dict(), "difference_module": "concat"})
+    folder = tmp_path_factory.mktemp("concat") / "deltavlm"
+    convert_original_checkpoint(**sources, output_dir=folder, config=config)
+    return {"csrm": with_pad_row(converted), "concat": with_pad_row(folder)}
 
 
 @torch.inference_mode()
@@ -59,8 +60,8 @@ def test_vision(model, recorded, pixel_values):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("path", ["csrm", "concat"])
-def test_change_tokens(path, model, concat_model, recorded, pixel_values, qformer_inputs):
-    model = {"csrm": model, "concat": concat_model}[path]
+def test_change_tokens(path, models, recorded, pixel_values, qformer_inputs):
+    model = models[path]
     features = model.get_image_features(pixel_values, **qformer_inputs)
     queries = features.qformer_outputs.last_hidden_state[:, : model.config.num_query_tokens]
     assert max_difference(queries, recorded[f"{path}_qformer_queries"]) <= HIDDEN
@@ -90,19 +91,15 @@ def training_inputs(model, recorded, pixel_values, qformer_inputs) -> dict[str, 
 
 
 @torch.inference_mode()
-def test_training_logits_and_loss(with_pad_row, recorded, pixel_values, qformer_inputs):
-    outputs = with_pad_row(**training_inputs(with_pad_row, recorded, pixel_values, qformer_inputs))
-    assert max_difference(outputs.logits, recorded["csrm_train_logits"]) <= LOGITS
-    assert outputs.loss.item() == pytest.approx(recorded["csrm_loss"].item(), rel=1e-5)
-
-
-@torch.inference_mode()
-def test_training_logits_through_concatenation(concat_model, recorded, pixel_values, qformer_inputs):
-    outputs = concat_model(**training_inputs(concat_model, recorded, pixel_values, qformer_inputs))
-    read = recorded["train_attention_mask"].bool()  # where padding, with its other row, is not read
-    actual, expected = outputs.logits[read][:, :1000], recorded["concat_train_logits"][read][:, :1000]
-    assert max_difference(actual, expected) <= LOGITS
-    assert outputs.loss.item() == pytest.approx(recorded["concat_loss"].item(), rel=1e-3)
+@pytest.mark.parametrize("path", ["csrm", "concat"])
+def test_training_logits_and_loss(path, models, recorded, pixel_values, qformer_inputs):
+    model = models[path]
+    inputs = training_inputs(model, recorded, pixel_values, qformer_inputs)
+    outputs = model(**inputs, output_hidden_states=True)
+    assert max_difference(outputs.logits, recorded[f"{path}_train_logits"]) <= LOGITS
+    assert outputs.loss.item() == pytest.approx(recorded[f"{path}_loss"].item(), rel=1e-5)
+    if path == "concat":
+        assert max_difference(outputs.hidden_states[0], recorded["concat_train_inputs_embeds"]) <= HIDDEN
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@ Registration with the Auto classes of transformers, put off until one of them me
 
 The public `register` calls need the classes themselves, hence torch: seconds that `import deltavlm_hf` should not
 cost. So names alone are announced, in the tables where transformers lists its own models. Whoever looks such a name
-up imports `transformers.models.deltavlm`, and that import leads to [`register`].
+up is led to `deltavlm_hf.modeling`, which calls [`register`] when it is imported.
 """
 
 import sys
@@ -48,7 +48,8 @@ def register() -> None:
 
 def _announce(module: ModuleType) -> None:
     for table, class_name in TABLES[module.__name__].items():
-        getattr(module, table)[MODEL_TYPE] = class_name
+        if table in vars(module):  # the tables are transformers' own affair: without one, `register` has to do
+            vars(module)[table][MODEL_TYPE] = class_name
 
 
 class _AnnouncingLoader(Loader):
@@ -66,14 +67,12 @@ class _AnnouncingLoader(Loader):
 
 
 class _AnnouncedLoader(Loader):
-    """Makes `transformers.models.deltavlm`: the classes that the tables name, registered."""
+    """Makes `transformers.models.deltavlm`: the classes of this package, imported when asked for."""
 
     def exec_module(self, module: ModuleType) -> None:
         import deltavlm_hf
 
-        names = ("DeltaVLMConfig", "DeltaVLMImageProcessor", "DeltaVLMProcessor")
-        vars(module).update({name: getattr(deltavlm_hf, name) for name in names})
-        register()
+        vars(module)["__getattr__"] = deltavlm_hf.__getattr__
 
 
 class _Finder(MetaPathFinder):

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (ask, chat, demo):
         command.add_argument("--model", help="folder or Hub id (default: the small model inside the package)")
         command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-        command.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N", help="default: %(default)s")
+        command.add_argument("--max-new-tokens", type=_positive_integer, metavar="N", help="default: the model's own")
 
     demo.add_argument("--seed", type=int, default=18, help="which pair to show (default: %(default)s)")
     demo.add_argument("--output", type=Path, default=Path("deltavlm_demo.png"), help="default: %(default)s")
@@ -61,22 +61,37 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+def _positive_integer(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def _limit(args: argparse.Namespace) -> dict[str, int]:
+    return {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
 
 
 def _load(args: argparse.Namespace):
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 
+    from .auto_classes import MODEL_TYPE
+
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {args.device}: no CUDA device is available; use --device cpu")
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     source = args.model or tiny()
+    model_type = AutoConfig.from_pretrained(source).model_type
+    if model_type != MODEL_TYPE:
+        raise ValueError(f"--model {source}: expected a {MODEL_TYPE} model, got {model_type}")
     processor = AutoProcessor.from_pretrained(source)
-    model = AutoModelForImageTextToText.from_pretrained(source, dtype="auto", device_map=args.device)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype="auto", device_map=args.device)
+    except SafetensorError as error:
+        raise ValueError(f"--model {source}: its weights cannot be read ({error})") from error
     return model, processor
 
 
@@ -91,7 +106,7 @@ def _open_session(args: argparse.Namespace):
 
 
 def _ask(args: argparse.Namespace) -> int:
-    answer = _open_session(args).ask(args.question, max_new_tokens=args.max_new_tokens)
+    answer = _open_session(args).ask(args.question, **_limit(args))
     if args.json:
         asked = {"before": str(args.before), "after": str(args.after), "question": args.question}
         print(json.dumps({**asked, "answer": answer, "model": args.model or "tiny"}, ensure_ascii=False))
@@ -107,7 +122,7 @@ def _chat(args: argparse.Namespace) -> int:
         question = sys.stdin.readline().strip()
         if not question:
             return 0
-        session.ask(question, stream=_print_piece, max_new_tokens=args.max_new_tokens)
+        session.ask(question, stream=_print_piece, **_limit(args))
         print()
 
 
@@ -119,7 +134,7 @@ def _demo(args: argparse.Namespace) -> int:
     from .demo import run
 
     model, processor = _load(args)
-    run(model, processor, seed=args.seed, output=args.output, max_new_tokens=args.max_new_tokens)
+    run(model, processor, seed=args.seed, output=args.output, **_limit(args))
     return 0
 
 

@@ -6,6 +6,7 @@ file or an InstructBLIP folder) and a language model. Every key of the checkpoin
 and every weight of the model is given.
 """
 
+import json
 import os
 import pickle
 import re
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,7 +26,7 @@ from transformers import (
     PreTrainedModel,
     logging,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .modeling import DeltaVLMConfig, DeltaVLMForConditionalGeneration
 from .processing import DeltaVLMImageProcessor, DeltaVLMProcessor
@@ -62,6 +63,8 @@ DROPPED = (
     r"(vision_proj|text_proj)\.(weight|bias)",
     r"temp",
 )
+# With `difference_module="concat"`, what the authors' training code leaves untrained.
+DROPPED_CSRM = (r"(context[123]|gate[12])\.(weight|bias)",)
 # Of a base EVA file: what stands behind the last block that is used.
 DROPPED_VISION = (r"visual_encoder\.(norm|fc_norm|head)\.(weight|bias)",)
 
@@ -120,9 +123,9 @@ def convert_original_checkpoint(
     _make_room(llm, special_ids["pad_token_id"])
     llm.config.update(special_ids)
     config.text_config = llm.config
-    config.dtype = llm.dtype
     state_dict = _read_vision(Path(vision), config)
-    trained = _rename(_load_checkpoint(Path(checkpoint)), DROPPED, checkpoint)
+    dropped = DROPPED if config.difference_module == "csrm" else DROPPED + DROPPED_CSRM
+    trained = _rename(_load_checkpoint(Path(checkpoint)), dropped, checkpoint)
     _warn_if_csrm_is_untrained(trained, checkpoint)
     state_dict.update(trained)
     state_dict.update({f"language_model.{name}": tensor for name, tensor in llm.state_dict().items()})
@@ -133,8 +136,15 @@ def convert_original_checkpoint(
     model.load_state_dict(state_dict, assign=True)
     model.tie_weights()
     model.generation_config = GenerationConfig(**GENERATION_DEFAULTS, **special_ids)
-    _save(model, processor, output_dir)
+    processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, _longest_prompt(llm))
+    _save(model, processor, llm.dtype, output_dir)
     return output_dir
+
+
+def _longest_prompt(llm: PreTrainedModel) -> int:
+    """What leaves room for an answer of the default length, or half of what the language model can read."""
+    positions = llm.config.max_position_embeddings
+    return max(positions - GENERATION_DEFAULTS["max_new_tokens"], positions // 2)
 
 
 def _build_processor(language_model, qformer_tokenizer, config: DeltaVLMConfig) -> DeltaVLMProcessor:
@@ -172,7 +182,7 @@ def _make_room(llm: PreTrainedModel, token_id: int) -> None:
 def _load_checkpoint(path: Path) -> StateDict:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a file of weights, and nothing else is loaded: {error}") from error
     state_dict = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else checkpoint
     if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
@@ -196,6 +206,8 @@ def _rename(state_dict: StateDict, dropped: tuple[str, ...], source) -> StateDic
         raise ValueError(f"{source} holds keys that are not of DeltaVLM: {_some(unknown)}.")
     for name in [name for name in renamed if name.endswith("self_attn.q_bias")]:
         attention = name.removesuffix("q_bias")
+        if f"{attention}v_bias" not in renamed:
+            raise ValueError(f"{source} holds {name}, but not the v_bias that belongs to it.")
         query, value = renamed.pop(name), renamed.pop(f"{attention}v_bias")
         renamed[f"{attention}qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
     return renamed
@@ -219,10 +231,13 @@ def _read_safetensors(folder: Path, prefix: str) -> Iterator[tuple[str, torch.Te
     if not files:
         raise FileNotFoundError(f"{folder} holds neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}.")
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():
-                if name.startswith(prefix):
-                    yield name, tensors.get_tensor(name)
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():
+                    if name.startswith(prefix):
+                        yield name, tensors.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
 
 
 def _warn_if_csrm_is_untrained(state_dict: StateDict, source) -> None:
@@ -258,13 +273,21 @@ def _some(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _save(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, output_dir: Path) -> None:
-    """Writes beside `output_dir` and renames, so that an interrupted run leaves no half-made model."""
+def _save(
+    model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, dtype: torch.dtype, output_dir: Path
+) -> None:
+    """
+    Writes beside `output_dir` and renames, so that an interrupted run leaves no half-made model. Each weight keeps the
+    precision of its source; `dtype`, the language model's, is what all of them are loaded in unless asked otherwise.
+    """
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
     try:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
+        config = json.loads((partial / CONFIG_NAME).read_text())
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        (partial / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
         partial.chmod(0o755)
         partial.replace(output_dir)
     except BaseException:

@@ -20,15 +20,15 @@ def run(
     processor: DeltaVLMProcessor,
     seed: int,
     output: Path,
-    max_new_tokens: int,
+    **generate_kwargs,
 ) -> None:
     """Asks the fixed tasks and a follow-up question about one generated pair; prints and draws the answers."""
     scene = generate_scene(seed, size=processor.image_processor.size["height"])
     session = ChangeSession(model, processor, scene.before, scene.after)
-    answers = session.ask_apart(list(INSTRUCTIONS.values()), max_new_tokens=max_new_tokens)
+    answers = session.ask_apart(list(INSTRUCTIONS.values()), **generate_kwargs)
     turns = list(zip(INSTRUCTIONS.values(), answers, strict=True))
     for question in CONVERSATION:
-        session.ask(question, max_new_tokens=max_new_tokens)
+        session.ask(question, **generate_kwargs)
     lines = [line for turn in turns for line in _format(*turn)]
     lines += ["", "A conversation:", *(line for turn in session.history for line in _format(*turn))]
     lines += ["", *textwrap.wrap(f"In truth: {describe_in_detail(read_facts(scene))}", width=96)]

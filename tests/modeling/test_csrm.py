@@ -65,8 +65,3 @@ def test_spatial_codes_tell_every_patch_apart():
     assert codes.shape == (144, 64)
     torch.testing.assert_close(codes.pow(2).mean(-1).sqrt(), torch.ones(144))
     assert torch.cdist(codes, codes).fill_diagonal_(9).min() > 0.5
-
-
-def test_spatial_codes_need_a_multiple_of_four():
-    with pytest.raises(ValueError, match="multiple of 4, got 30"):
-        sincos_2d(2, 2, 30)

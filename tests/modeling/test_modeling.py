@@ -48,6 +48,15 @@ class TestConfig:
         with pytest.raises(ValueError, match="'minus', expected one of csrm, concat"):
             DeltaVLMConfig(difference_module="minus")
 
+    def test_width_that_does_not_suit_spatial_codes(self):
+        with pytest.raises(ValueError, match="multiple of 4, got 30"):
+            DeltaVLMConfig(vision_config={"hidden_size": 30}, spatial_position_codes=True)
+
+    @pytest.mark.parametrize("vocabulary", [30522, 30523])
+    def test_qformer_vocabulary_survives_saving(self, vocabulary, tmp_path):
+        DeltaVLMConfig(qformer_config={"vocab_size": vocabulary}).save_pretrained(tmp_path)
+        assert DeltaVLMConfig.from_pretrained(tmp_path).qformer_config.vocab_size == vocabulary
+
 
 class TestForward:
     @torch.inference_mode()
@@ -78,6 +87,16 @@ class TestForward:
         input_ids[0] = input_ids[0].roll(-2)
         right = model(**{**small_inputs, "input_ids": input_ids, "attention_mask": (input_ids != 60).long()}).logits
         torch.testing.assert_close(left[0, 2:], right[0, :-2], atol=1e-5, rtol=0)
+
+    @torch.inference_mode()
+    def test_padding_side_of_the_instruction_does_not_matter(self, small_model, small_inputs):
+        right = small_model(**small_inputs).logits
+        left = {name: small_inputs[name].clone() for name in ("qformer_input_ids", "qformer_attention_mask")}
+        for tensor in left.values():
+            tensor[0] = tensor[0].roll(1)
+        left = small_model(**{**small_inputs, **left}).logits
+        read = small_inputs["attention_mask"].bool()
+        torch.testing.assert_close(left[read], right[read], atol=1e-5, rtol=0)
 
     @torch.inference_mode()
     def test_swapped_dates_change_the_answer_features(self, model, processor, pairs):
@@ -227,6 +246,20 @@ class TestGenerate:
         row = {name: value[1:] for name, value in small_inputs.items()}
         assert answer_ids(small_model, row, prompt_lookup_num_tokens=2) == answer_ids(small_model, row)
 
+    def test_assisted_by_another_model(self, small_model, small_config, small_inputs):
+        torch.manual_seed(1)
+        assistant = DeltaVLMForConditionalGeneration(small_config()).eval()
+        row = {name: value[1:] for name, value in small_inputs.items()}
+        assert answer_ids(small_model, row, assistant_model=assistant) == answer_ids(small_model, row)
+
+    @pytest.mark.parametrize(
+        "kwargs", [{"encoder_repetition_penalty": 1.2}, {"encoder_no_repeat_ngram_size": 2}], ids=str
+    )
+    def test_options_that_read_the_prompt(self, kwargs, small_model, small_inputs):
+        """The placeholder has no score, so it must not be looked up."""
+        assert small_model.config.image_token_id >= small_model.config.text_config.vocab_size
+        assert len(answer_ids(small_model, small_inputs, **kwargs)) == 2
+
     def test_streamer(self, model, processor, pairs, capsys):
         inputs = processor(images=pairs[0], text="What changed?", return_tensors="pt")
         streamer = TextStreamer(processor.tokenizer, skip_prompt=True)
@@ -301,9 +334,14 @@ class TestSaving:
         assert not any(info.values())
         assert not any("language_model" in name for name, _ in base.named_parameters())
 
-    def test_device_map(self, tmp_path, small_model, small_inputs):
-        small_model.save_pretrained(tmp_path)
-        loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, device_map={"": "cpu"})
+    def test_device_map_with_offload(self, tmp_path, small_model, small_inputs):
+        small_model.save_pretrained(tmp_path / "model")
+        parts = ("vision_model", "difference", "query_tokens", "qformer", "language_projection", "language_model")
+        devices = {part: "disk" if part in ("vision_model", "language_model") else "cpu" for part in parts}
+        loaded = AutoModelForImageTextToText.from_pretrained(
+            tmp_path / "model", device_map=devices, offload_folder=tmp_path / "offload"
+        )
+        assert loaded.language_model.lm_head.weight.device.type == "meta"
         assert answer_ids(loaded, small_inputs) == answer_ids(small_model, small_inputs)
 
     @pytest.mark.parametrize("spatial", [False, True])
@@ -351,6 +389,7 @@ class TestTraining:
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         assert losses[-1] < 0.8 * losses[0]
+        assert trainer.predict(rows).predictions.shape[-1] == model.config.text_config.vocab_size  # logits alone
         assert not model.query_tokens.equal(query_tokens)
         loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint-8")
         for name, tensor in loaded.language_model.state_dict().items():
@@ -372,7 +411,12 @@ class TestTraining:
             model = DeltaVLMForConditionalGeneration(config).train()
             if checkpointing:
                 model.gradient_checkpointing_enable()
+            calls = []
+            model.vision_model.encoder.layers[0].layer_norm1.register_forward_hook(
+                lambda *call, calls=calls: calls.append(call)
+            )
             model(**small_inputs, labels=self.labels(small_inputs)).loss.backward()
+            assert len(calls) == (2 if checkpointing else 1)  # recomputed on the way back
             gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
         torch.testing.assert_close(*gradients)
 

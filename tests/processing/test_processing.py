@@ -95,7 +95,7 @@ class TestDialogue:
     def test_long_instructions_lose_their_beginning(self, processor):
         history = [("what " * 200, "nothing")]
         kwargs = {**PLAIN, "qformer_prompt": "dialogue"}
-        inputs = processor(text="and where?", history=history, return_tensors="pt", **kwargs)
+        inputs = processor(text="and where?", history=history, max_length=999, return_tensors="pt", **kwargs)
         assert inputs["qformer_input_ids"].shape == (1, 128)
         assert processor.qformer_tokenizer.decode(inputs["qformer_input_ids"][0]).endswith("and where? [SEP]")
 
@@ -111,6 +111,15 @@ class TestDialogue:
         inputs = processor(text="where?", history=history, max_length=max_length, return_tensors="pt", **PLAIN)
         assert inputs["input_ids"].shape[1] <= max_length
         assert prompt_of(processor, inputs).endswith("q: where?")
+
+    def test_a_limit_by_default(self, processor, model, caplog):
+        """Without `max_length`, what the language model can read counts, with room for an answer."""
+        history = [(f"What changed in the field number {number}?", "nothing at all") for number in range(60)]
+        inputs = processor(text="Where?", history=history, return_tensors="pt", **PLAIN)
+        positions = model.config.text_config.max_position_embeddings
+        assert inputs["input_ids"].shape[1] + model.generation_config.max_new_tokens <= positions
+        assert prompt_of(processor, inputs).endswith("nothing at all q: Where?")
+        assert caplog.text == ""  # no word of prompts that were tried and too long
 
     def test_a_question_that_does_not_fit(self, processor):
         with pytest.raises(ValueError, match=r"text 2: \d+ tokens, but only 12 fit beside 8 image placeholders"):
@@ -245,6 +254,10 @@ class TestChat:
         with pytest.raises(ValueError, match=message):
             processor.apply_chat_template([messages], tokenize=True)
 
+    def test_empty(self, processor):
+        with pytest.raises(ValueError, match="conversation is empty"):
+            processor.apply_chat_template([], tokenize=True)
+
 
 class TestErrors:
     @pytest.mark.parametrize(
@@ -258,6 +271,7 @@ class TestErrors:
             ({"text": ["a", "b"], "answers": ["yes", None]}, "Some `answers` are None"),
             ({"text": ["a", 3]}, "`text` must be strings, got int: 3"),
             ({"text": "a", "history": ["b", "c"]}, "`history` must hold \\(question, answer\\) pairs, got 'b'"),
+            ({"text": "a", "history": [{"question": "b", "answer": "c"}]}, "pairs, got {'question'"),
             ({"text": "a", "qformer_prompt": "both"}, "'both', expected one of question, dialogue"),
         ],
         ids=str,

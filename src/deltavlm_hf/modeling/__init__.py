@@ -1,3 +1,4 @@
+from ..auto_classes import register
 from .configuration_deltavlm import DeltaVLMConfig
 from .modeling_deltavlm import DeltaVLMForConditionalGeneration, DeltaVLMModel
 
@@ -5,5 +6,7 @@ from .modeling_deltavlm import DeltaVLMForConditionalGeneration, DeltaVLMModel
 DeltaVLMConfig.register_for_auto_class()
 DeltaVLMModel.register_for_auto_class("AutoModel")
 DeltaVLMForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+register()
 
 __all__ = ["DeltaVLMConfig", "DeltaVLMForConditionalGeneration", "DeltaVLMModel"]

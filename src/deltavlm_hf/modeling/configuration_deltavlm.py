@@ -19,10 +19,11 @@ class DeltaVLMConfig(PreTrainedConfig):
             The vision encoder. InstructBLIP's own `initializer_range` of 1e-10, meant for loading only, is replaced
             by this configuration's, so that a model can also be trained from scratch.
         qformer_config (`dict` or [`InstructBlipQFormerConfig`], *optional*):
-            The Q-Former; `encoder_hidden_size` is always the vision encoder's `hidden_size`. The vocabulary defaults
-            to 30,523: BERT's and the `[DEC]` token.
+            The Q-Former; `encoder_hidden_size` is always the vision encoder's `hidden_size`. Without any, the
+            vocabulary has 30,523 tokens: BERT's and `[DEC]`.
         text_config (`dict` or [`PreTrainedConfig`], *optional*):
-            Any configuration that `AutoModelForCausalLM` knows. A `dict` names its `model_type` (`"llama"` if absent).
+            Any attention-based language model that `AutoModelForCausalLM` knows. A `dict` names its `model_type`
+            (`"llama"` if absent).
         num_query_tokens (`int`, *optional*, defaults to 32):
             How many queries the Q-Former has, hence how many change tokens the language model reads per pair.
         image_token_id (`int`, *optional*, defaults to 32001):
@@ -42,10 +43,11 @@ class DeltaVLMConfig(PreTrainedConfig):
             Standard deviation for the query tokens and for every new linear layer.
 
     Raises:
-        ValueError: if `difference_module` is unknown.
+        ValueError: if `difference_module` is unknown, or the vision width does not suit `spatial_position_codes`.
     """
 
     model_type = "deltavlm"
+    keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states", "vision_outputs", "qformer_outputs"]
     sub_configs_defaults = {
         "vision_config": InstructBlipVisionConfig,
         "qformer_config": InstructBlipQFormerConfig,
@@ -70,6 +72,11 @@ class DeltaVLMConfig(PreTrainedConfig):
         self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size
         if self.vision_config.initializer_range == InstructBlipVisionConfig.initializer_range:
             self.vision_config.initializer_range = self.initializer_range
+        if self.spatial_position_codes and self.vision_config.hidden_size % 4:
+            raise ValueError(
+                "`spatial_position_codes` needs a vision `hidden_size` that is a multiple of 4, got "
+                f"{self.vision_config.hidden_size}."
+            )
         if self.difference_module not in DIFFERENCE_MODULES:
             raise ValueError(
                 f"`difference_module` is {self.difference_module!r}, expected one of {', '.join(DIFFERENCE_MODULES)}."

@@ -54,6 +54,14 @@ class DeltaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     qformer_outputs: ModelOutput | None = None
 
 
+def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions `(B, L)` that padding takes no part in, unless it ends the sequence, where nothing follows."""
+    padding = attention_mask == 0
+    ends_sequence = padding.flip(-1).cumprod(-1).flip(-1).bool()
+    skipped = (padding & ~ends_sequence).cumsum(-1)
+    return (torch.arange(attention_mask.shape[-1], device=attention_mask.device) - skipped).clamp(min=0)
+
+
 class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
     config: DeltaVLMConfig
     base_model_prefix = ""
@@ -182,6 +190,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         qformer_outputs = self.qformer(
             input_ids=qformer_input_ids,
             attention_mask=torch.cat([query_mask, qformer_attention_mask], dim=1),  # (B, Q + T)
+            position_ids=_positions(qformer_attention_mask),  # padding may be on either side
             query_embeds=query_tokens,
             encoder_hidden_states=pair_features,
             return_dict=True,
@@ -221,14 +230,6 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         return self.get_image_features(
             pixel_values, qformer_input_ids, qformer_attention_mask, pair_features=pair_features, **kwargs
         )
-
-
-def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Positions `(B, L)` that padding takes no part in, unless it ends the sequence, where nothing follows."""
-    padding = attention_mask == 0
-    ends_sequence = padding.flip(-1).cumprod(-1).flip(-1).bool()
-    skipped = (padding & ~ends_sequence).cumsum(-1)
-    return (torch.arange(attention_mask.shape[-1], device=attention_mask.device) - skipped).clamp(min=0)
 
 
 class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
@@ -400,9 +401,25 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
             model_kwargs["mm_encoder_outputs"] = {key: type(value)(**value) for key, value in outputs.items()}
         return super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
 
-    def _get_logits_processor(self, generation_config, input_ids_seq_length=None, logits_processor=None, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, is_first_iteration=False, **kwargs):
+        # An assistant's prefill does not count as a first iteration, but it needs the images as well.
+        is_prefill = past_key_values is not None and past_key_values.get_seq_length() == 0
+        return super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration or is_prefill, **kwargs
+        )
+
+    def _get_logits_processor(
+        self, generation_config, input_ids_seq_length=None, encoder_input_ids=None, logits_processor=None, **kwargs
+    ):
+        if encoder_input_ids is not None and encoder_input_ids.ndim == 2:  # scores have no entry for a placeholder
+            placeholders = encoder_input_ids == self.config.image_token_id
+            encoder_input_ids = torch.where(placeholders, encoder_input_ids[:, -1:], encoder_input_ids)
         processors = super()._get_logits_processor(
-            generation_config, input_ids_seq_length, logits_processor=logits_processor, **kwargs
+            generation_config,
+            input_ids_seq_length,
+            encoder_input_ids,
+            logits_processor=logits_processor,
+            **kwargs,
         )
         for processor in processors:
             if isinstance(processor, RepetitionPenaltyLogitsProcessor) and processor not in (logits_processor or []):

@@ -14,14 +14,7 @@ def sincos_2d(height: int, width: int, hidden_size: int, device: torch.device | 
 
     Returns:
         `torch.Tensor` of shape `(height * width, hidden_size)`, row by row, float32, root mean square 1.
-
-    Raises:
-        ValueError: if `hidden_size` is not a multiple of 4.
     """
-    if hidden_size % 4:
-        raise ValueError(
-            f"`spatial_position_codes` needs a vision `hidden_size` that is a multiple of 4, got {hidden_size}."
-        )
     frequencies = 100.0 ** -torch.linspace(
         0, 1, hidden_size // 4, device=device
     )  # wavelengths 2 pi ... 200 pi patches

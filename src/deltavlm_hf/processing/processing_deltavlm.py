@@ -221,7 +221,7 @@ class DeltaVLMProcessor(ProcessorMixin):
         turns = [] if history is None else list(history)
         while True:
             prompt = normalize(question if history is None else self._flatten(turns, question))
-            ids = self.tokenizer(prompt, split_special_tokens=True)["input_ids"]
+            ids = self.tokenizer(prompt, split_special_tokens=True, verbose=False)["input_ids"]
             if len(ids) <= room:
                 return prompt, ids
             if not turns:
@@ -234,7 +234,7 @@ class DeltaVLMProcessor(ProcessorMixin):
     def _flatten(self, turns: Sequence[Turn], question: str) -> str:
         messages = []
         for turn in turns:
-            if isinstance(turn, str) or len(turn) != 2:
+            if not isinstance(turn, (tuple, list)) or len(turn) != 2:
                 raise ValueError(f"`history` must hold (question, answer) pairs, got {turn!r:.80}.")
             messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
         return super().apply_chat_template([*messages, {"role": "user", "content": question}])
@@ -273,6 +273,8 @@ class DeltaVLMProcessor(ProcessorMixin):
             return super().apply_chat_template(conversation, chat_template=chat_template, **kwargs)
         if chat_template is not None:
             raise ValueError("Set `processor.chat_template` to tokenize with another template.")
+        if not conversation:
+            raise ValueError("The conversation is empty: a chat needs at least one message, a user's.")
         is_batch = not isinstance(conversation[0], dict)
         chats = [self._read_chat(chat) for chat in (conversation if is_batch else [conversation])]
         images, texts, histories, answers = map(list, zip(*chats, strict=True))
