@@ -9,6 +9,8 @@ Every stage is a plain `Trainer`:
 2. `eyes`: vision encoder and CSRM learn, under a throw-away head, to mark what is new in every patch.
 3. `align`: the Q-Former learns to write the description in the language model's own embedding space.
 4. `speak`: Q-Former, CSRM and vision encoder learn from the answers, through the frozen language model.
+5. `reread`, `reread_again`: the language model goes back to stage 1, mostly to listing cells, which it learns last.
+   Its embeddings, in which the Q-Former has learnt to write, stay.
 """
 
 import argparse
@@ -58,11 +60,14 @@ STAGES = {
     "eyes": (2000, 32, 1e-3),
     "align": (750, 32, 1e-3),
     "speak": (300, 32, 2e-4),
+    "reread": (330, 64, 1e-3),
+    "reread_again": (260, 64, 1e-3),
 }
 QUESTIONS_PER_PAIR = 3
 # Each cell has words of its own: told apart by position alone, cells are learnt far more slowly.
 CELL_WORDS = [f"<{kind} {cell}>" for kind in ("road", "building") for cell in CELLS]
 TASK_WEIGHTS = {"caption": 1, "binary": 1, "count": 1.5, "grid": 2, "open": 2, "dialogue": 2}
+REREAD_WEIGHTS = {"caption": 1, "binary": 1, "count": 1, "grid": 6, "open": 2, "dialogue": 3}
 
 
 # Data
@@ -121,9 +126,11 @@ def describe_in_tokens(facts: Facts) -> list[str]:
     return ["yes" if facts.changed else "no", *cells, *map(str, numbers)]
 
 
-def make_turn(facts: Facts, rng: np.random.Generator) -> tuple[str, list[tuple[str, str]] | None, str]:
+def make_turn(
+    facts: Facts, rng: np.random.Generator, task_weights: dict[str, float]
+) -> tuple[str, list[tuple[str, str]] | None, str]:
     """A question, the turns before it (None: the question stands alone) and its answer."""
-    weights = np.array([TASK_WEIGHTS[task] for task in TASKS])
+    weights = np.array([task_weights[task] for task in TASKS])
     record = make_record(facts, rng.choice(TASKS, p=weights / weights.sum()), rng, paraphrase=0.5)
     if record.task == "dialogue":
         turn = int(rng.integers(len(record.turns)))
@@ -142,9 +149,10 @@ def make_turn(facts: Facts, rng: np.random.Generator) -> tuple[str, list[tuple[s
 class Collator:
     """Items of `Scenes` -> a batch; `questions` for each pair, in the processor's own form."""
 
-    def __init__(self, processor: DeltaVLMProcessor, questions: int):
+    def __init__(self, processor: DeltaVLMProcessor, questions: int, task_weights: dict[str, float] = TASK_WEIGHTS):
         self.processor = processor
         self.questions = questions
+        self.task_weights = task_weights
         image_processor = processor.image_processor
         self.mean, self.std = (
             torch.tensor(values).view(3, 1, 1) * 255
@@ -156,7 +164,7 @@ class Collator:
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng(int(torch.randint(2**31, ())))
         facts = [item["facts"] for item in items for _ in range(self.questions)]
-        questions, histories, answers = zip(*(make_turn(fact, rng) for fact in facts), strict=True)
+        questions, histories, answers = zip(*(make_turn(fact, rng, self.task_weights) for fact in facts), strict=True)
         batch = self.processor(
             text=list(questions), history=list(histories), answers=list(answers), padding=True, return_tensors="pt"
         )
@@ -183,7 +191,7 @@ def make_tokenizer(facts: list[Facts]) -> PreTrainedTokenizerFast:
         text for fact in facts for text in (*sum(make_record(fact, "dialogue", rng).turns, ()), *map(str, range(10)))
     ]
     for fact in facts:
-        texts += [text for _ in range(4) for text in _flat(make_turn(fact, rng))]
+        texts += [text for _ in range(4) for text in _flat(make_turn(fact, rng, TASK_WEIGHTS))]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -468,6 +476,7 @@ def main() -> None:
     model = DeltaVLMForConditionalGeneration(make_config(processor))
     print(f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} million parameters")
     one, several = Collator(processor, 1), Collator(processor, QUESTIONS_PER_PAIR)
+    rereading = Collator(processor, 1, REREAD_WEIGHTS)
 
     minutes = {}
     for stage, module, collator in (
@@ -475,8 +484,11 @@ def main() -> None:
         ("eyes", Eyes, one),
         ("align", Align, one),
         ("speak", Speak, several),
+        ("reread", Language, rereading),
+        ("reread_again", Language, rereading),
     ):
-        model.language_model.requires_grad_(stage == "language")
+        model.language_model.requires_grad_(module is Language)
+        model.get_input_embeddings().requires_grad_(stage == "language")
         kept = args.keep / f"{stage}.pt" if args.keep else None
         if kept and kept.exists():
             finished = torch.load(kept, weights_only=True)
