@@ -15,6 +15,7 @@ import deltavlm_hf
 from deltavlm_hf import ChangeSession
 from deltavlm_hf.data.questions import INSTRUCTIONS, parse_count, parse_grid, read_facts
 from deltavlm_hf.data.scenes import generate_scene
+from deltavlm_hf.inference import answer
 
 SEEDS = range(4_000_000, 4_000_060)  # neither trained, validated nor tested on
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_tiny.py"
@@ -40,16 +41,8 @@ def ask(tiny, tiny_processor, scenes):
     """Asks one question about all scenes."""
 
     def ask(question: str, history=None) -> list[str]:
-        inputs = tiny_processor(
-            images=[(scene.before, scene.after) for scene in scenes],
-            text=[question] * len(scenes),
-            history=history,
-            padding=True,
-            return_tensors="pt",
-        )
-        ids = tiny.generate(**inputs)
-        answers = tiny_processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [answer.strip() for answer in answers]
+        images = [(scene.before, scene.after) for scene in scenes]
+        return answer(tiny, tiny_processor, [question] * len(scenes), history, images)
 
     return ask
 
@@ -91,8 +84,8 @@ def test_grid(ask, scenes):
     assert None not in grids
     truths = [read_facts(scene) for scene in scenes]
     for index, name in enumerate(("road_cells", "building_cells")):
-        answer, truth = np.array([grid[index] for grid in grids]), np.array([getattr(fact, name) for fact in truths])
-        assert 2 * (answer & truth).sum() / (answer.sum() + truth.sum()) >= 0.65
+        listed, truth = np.array([grid[index] for grid in grids]), np.array([getattr(fact, name) for fact in truths])
+        assert 2 * (listed & truth).sum() / (listed.sum() + truth.sum()) >= 0.65
 
 
 def test_conversation(tiny, tiny_processor, scenes):

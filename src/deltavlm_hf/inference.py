@@ -1,4 +1,4 @@
-"""Asking: the one place where the command line and the demo generate answers."""
+"""Asking: the one place where answers are generated."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,6 +8,37 @@ from transformers.image_utils import ImageInput
 
 from .modeling import DeltaVLMForConditionalGeneration
 from .processing import DeltaVLMProcessor
+from .processing.processing_deltavlm import Turn
+
+
+def answer(
+    model: DeltaVLMForConditionalGeneration,
+    processor: DeltaVLMProcessor,
+    questions: Sequence[str],
+    histories: Sequence[Sequence[Turn]] | None = None,
+    images: ImageInput | None = None,
+    **generate_kwargs,
+) -> list[str]:
+    """
+    Answers a batch of questions.
+
+    Args:
+        model ([`DeltaVLMForConditionalGeneration`]): on any device.
+        processor ([`DeltaVLMProcessor`]): the model's.
+        questions (`Sequence[str]`): the questions.
+        histories (*optional*): the earlier turns for each question, see [`~DeltaVLMProcessor.__call__`].
+        images (*optional*): a pair for each question, or one for all, in place of `pair_features=`.
+        generate_kwargs: for `generate`, beside the model's own defaults.
+
+    Returns:
+        `list[str]`: the answers, stripped of white space and special tokens.
+    """
+    inputs = processor(images=images, text=list(questions), history=histories, padding=True, return_tensors="pt")
+    inputs = inputs.to(model.device, model.dtype)
+    with torch.inference_mode():
+        ids = model.generate(**inputs, **generate_kwargs)
+    answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in answers]
 
 
 class ChangeSession:
@@ -50,7 +81,6 @@ class ChangeSession:
         Returns:
             `str`: the answer.
         """
-        inputs = self.processor(text=question, history=self.history, return_tensors="pt").to(self.model.device)
         if stream is not None:
             # Streaming shows tokens as they are chosen; beams choose at the end.
             generate_kwargs = {
@@ -58,21 +88,17 @@ class ChangeSession:
                 **generate_kwargs,
                 "streamer": _CallbackStreamer(self.processor, stream),
             }
-        with torch.inference_mode():
-            ids = self.model.generate(**inputs, pair_features=self.pair_features, **generate_kwargs)
-        answer = self.processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        self.history.append((question, answer))
-        return answer
+        (reply,) = self._answer([question], [self.history], **generate_kwargs)
+        self.history.append((question, reply))
+        return reply
 
     def ask_apart(self, questions: Sequence[str], **generate_kwargs) -> list[str]:
         """Asks each question by itself, in one batch, outside the conversation: `history` stays as it is."""
-        histories: list[list] = [[] for _ in questions]
-        inputs = self.processor(text=list(questions), history=histories, padding=True, return_tensors="pt")
-        inputs = inputs.to(self.model.device)
-        with torch.inference_mode():
-            ids = self.model.generate(**inputs, pair_features=self.pair_features, **generate_kwargs)
-        answers = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [answer.strip() for answer in answers]
+        return self._answer(questions, [[] for _ in questions], **generate_kwargs)
+
+    def _answer(self, questions: Sequence[str], histories: Sequence[Sequence[Turn]], **generate_kwargs) -> list[str]:
+        pair_features = self.pair_features
+        return answer(self.model, self.processor, questions, histories, pair_features=pair_features, **generate_kwargs)
 
 
 class _CallbackStreamer(TextStreamer):

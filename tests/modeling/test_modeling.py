@@ -127,10 +127,9 @@ class TestForward:
 
     @torch.inference_mode()
     def test_inputs_embeds(self, small_model, small_inputs):
-        text = without(small_inputs, "pixel_values", "qformer_input_ids", "qformer_attention_mask")
         expected = small_model(**small_inputs, output_hidden_states=True)
         embeds = expected.hidden_states[0]
-        actual = small_model(inputs_embeds=embeds, attention_mask=text["attention_mask"])
+        actual = small_model(inputs_embeds=embeds, attention_mask=small_inputs["attention_mask"])
         torch.testing.assert_close(actual.logits, expected.logits)
 
     def test_attentions_on_request(self, small_config, small_inputs):

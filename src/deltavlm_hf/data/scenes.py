@@ -68,7 +68,7 @@ class _Scene:
         self.scale = size / _REFERENCE
         self.side = size + 2 * _MARGIN
         self.rows, self.columns = np.mgrid[: self.side, : self.side].astype(np.float32)
-        self.taken = np.zeros((self.side, self.side), bool)  # by roads and buildings, with their distance
+        self.taken = np.zeros((self.side, self.side), bool)  # by roads and buildings
 
     def pair(self) -> ScenePair:
         rng = self.rng
@@ -144,7 +144,7 @@ class _Scene:
                 coverage = np.clip(half_width + 0.5 - distance, 0, 1)
                 if self._place(distance < half_width + 3 * self.scale, distance < half_width, area=70):
                     colour = _ROADS[self.rng.integers(len(_ROADS))] + self.rng.normal(0, 6, 3)
-                    roads.append(_Object(coverage, np.broadcast_to(colour, (*coverage.shape, 3)), points[0]))
+                    roads.append(_Object(coverage, colour))
                     break
         return roads
 
@@ -180,7 +180,7 @@ class _Scene:
                     slope = np.where(across > 0, 1.0, self.rng.uniform(0.72, 0.95))  # two sides of the ridge
                     coverage = np.clip(0.5 - outside, 0, 1)
                     height = self.rng.uniform(2, 4) * self.scale
-                    buildings.append(_Object(coverage, colour * slope[..., None], centre, height))
+                    buildings.append(_Object(coverage, colour * slope[..., None], height, centre))
                     break
         return buildings
 
@@ -220,9 +220,9 @@ class _Scene:
 @dataclass(frozen=True)
 class _Object:
     coverage: np.ndarray  # (S, S)
-    colour: np.ndarray  # (S, S, 3)
-    centre: np.ndarray  # row, column
+    colour: np.ndarray  # (3,) or (S, S, 3)
     height: float = 0.0  # length of the shadow, pixels
+    centre: np.ndarray | None = None  # row, column; of buildings
 
 
 def _shift(coverage: np.ndarray, down: int, right: int) -> np.ndarray:
