@@ -10,6 +10,7 @@ import pytest
 from paths import OFFICIAL
 from PIL import Image
 
+from deltavlm_hf.cli import main
 from deltavlm_hf.data.scenes import generate_scene
 
 BINARY = "Please judge whether these two images have changed. Please answer yes or no."
@@ -120,3 +121,20 @@ def test_version():
     import deltavlm_hf
 
     assert deltavlm("--version").stdout == f"deltavlm {deltavlm_hf.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no-change", "--protocol", "words"], "Unknown protocol 'words'"),
+        (["no-change", "--protocol", "levir-words"], "needs the vocabulary of the training captions"),
+        (["no-change", "--tasks", "captions"], "'captions'"),
+        (["no-change", "nowhere/data"], "nowhere/data"),
+        (["nowhere/model"], "nowhere/model"),
+    ],
+)
+def test_evaluate_tells_what_is_wrong(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", *arguments, "--pairs", "1"]) == 1
+    _, error, said = capsys.readouterr().err.partition("deltavlm: error: ")
+    assert error and message in said

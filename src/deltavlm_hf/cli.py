@@ -196,7 +196,10 @@ def _load(args: argparse.Namespace, dtype: str = "auto", load_in_4bit: bool = Fa
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     source = tiny() if args.model in (None, "tiny") else args.model
-    model_type = AutoConfig.from_pretrained(source).model_type
+    try:
+        model_type = AutoConfig.from_pretrained(source).model_type
+    except OSError as error:  # transformers does not always name what it looked for
+        raise OSError(f"--model {source}: {error}") from error
     if model_type != MODEL_TYPE:
         raise ValueError(f"--model {source}: expected a {MODEL_TYPE} model, got {model_type}")
     processor = AutoProcessor.from_pretrained(source)

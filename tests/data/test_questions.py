@@ -74,6 +74,8 @@ def test_counts_in_other_words(answer, counts):
         "roads: ['top-left', 'center-center'] buildings: []",
         'Roads: ["center-center","top-left"], Buildings: [].',
         "roads [top-left, center-center] buildings []",
+        "buildings: [], roads: [center-center, top-left]",
+        "road: [top-left, center-center] and building: []",
     ],
 )
 def test_grids_in_other_forms(answer):
@@ -91,7 +93,15 @@ def test_yes_no(answer, truth):
 
 @pytest.mark.parametrize(
     "answer",
-    ["", "yes", "roads: [top-middle] buildings: []", "2 roads", "roads: [ buildings: ]", "²  roads, ² buildings"],
+    [
+        "",
+        "yes",
+        "roads: [top-middle] buildings: []",
+        "roads: [] roads: []",
+        "2 roads",
+        "roads: [ buildings: ]",
+        "²  roads, ² buildings",
+    ],
 )
 def test_answers_that_do_not_parse(answer):
     assert parse_count(answer) is None

@@ -45,7 +45,7 @@ _NUMBER = rf"(?<![\w,.-])(\d{{1,3}}(?:,\d{{3}})+|\d+|a|an|{'|'.join(_WORDS)})"
 _ROADS = re.compile(rf"{_NUMBER} (?:new )?roads?\b")
 _BUILDINGS = re.compile(rf"{_NUMBER} (?:new )?buildings?\b")
 _NEITHER = re.compile(r"\bno (?:new |changes? (?:in|to) )?(?:the )?roads? (?:or|and) (?:new )?buildings?\b")
-_CELL_LISTS = re.compile(r"roads:? *\[([^][]*)\][,;]? *buildings:? *\[([^][]*)\]\.?")
+_CELL_LISTS = re.compile(r"(road|building)s?:? *\[([^][]*)\][,;]? *(?:and )?(road|building)s?:? *\[([^][]*)\]\.?")
 
 
 def format_count(facts: Facts) -> str:
@@ -82,15 +82,18 @@ def format_grid(facts: Facts) -> str:
 def parse_grid(answer: str) -> tuple[np.ndarray, np.ndarray] | None:
     """
     The cells of roads and of buildings, `(9,)` bool each, in an answer of [`format_grid`]'s form, or None. Colons may
-    be missing, names may be in quotes and in any order.
+    be missing, names may be in quotes and in any order, buildings may come before roads.
     """
     match = _CELL_LISTS.fullmatch(" ".join(answer.lower().split()))
-    if match is None:
+    if match is None or match[1] == match[3]:
         return None
-    named = [[name.strip(" '\"") for name in group.split(",") if name.strip()] for group in match.groups()]
-    if not {name for group in named for name in group} <= set(CELLS):
+    named = {
+        kind: [name.strip(" '\"") for name in names.split(",") if name.strip()]
+        for kind, names in (match.group(1, 2), match.group(3, 4))
+    }
+    if not set(named["road"] + named["building"]) <= set(CELLS):
         return None
-    roads, buildings = (np.array([cell in group for cell in CELLS]) for group in named)
+    roads, buildings = (np.array([cell in named[kind] for cell in CELLS]) for kind in ("road", "building"))
     return roads, buildings
 
 

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from ..files import write_whole
 from .rules import BUILDING, ROAD, load_mask
 
 COLOURS = {"road": (ROAD, (255, 200, 0)), "building": (BUILDING, (255, 0, 60))}
@@ -63,9 +64,7 @@ def write_sheet(rows: Iterable[dict], path: str | Path, title: str = "Records") 
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, page)
     return len(articles)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..data.rules import CELLS
 from ..data.show import figure, undecoded
+from ..files import write_whole
 from . import published
 from .score import Case
 
@@ -254,7 +255,7 @@ def write_report(
         "report.html": _PAGE.substitute(title=html.escape(title), body="\n".join(body)),
     }
     for file, content in files.items():
-        (folder / file).write_text(content, encoding="utf-8")
+        write_whole(folder / file, content)
     return [folder / file for file in files]
 
 

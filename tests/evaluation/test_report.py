@@ -1,0 +1,165 @@
+"""From answers to the report's files, through hand-made rows whose figures can be worked out on paper."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from deltavlm_hf.data import TASKS, load_generated
+from deltavlm_hf.evaluation import evaluate_predictions, make_tables, published, write_report
+from deltavlm_hf.evaluation.report import HERE
+
+SEED = 4_600_000
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return load_generated(8, SEED)
+
+
+@pytest.fixture(scope="module")
+def texts(rows):
+    return rows.remove_columns(["before", "after"])
+
+
+@pytest.fixture(scope="module")
+def right(texts):
+    return [{"id": row["id"], "answers": [turn["answer"] for turn in row["turns"]]} for row in texts]
+
+
+@pytest.fixture(scope="module")
+def useless(texts):
+    return [{"id": row["id"], "answers": ["<script>alert(1)</script>"] * len(row["turns"])} for row in texts]
+
+
+@pytest.fixture(scope="module")
+def evaluated(texts, right, useless):
+    """Systems with their figures and cases, the useless one first."""
+    return {name: evaluate_predictions(texts, answers) for name, answers in (("useless", useless), ("right", right))}
+
+
+@pytest.fixture(scope="module")
+def report(rows, evaluated, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    systems = {name: results for name, (results, _) in evaluated.items()}
+    _, cases = evaluated["useless"]
+    paths = write_report(folder, systems, cases, rows, title="A <test>", settings={"data": "generated"})
+    return {path.suffix: path.read_text() for path in paths}
+
+
+def test_right_answers_have_full_marks(evaluated):
+    results, cases = evaluated["right"]
+    assert set(results) == set(TASKS)
+    assert results["binary"]["accuracy"] == results["binary"]["f1"] == results["open"]["exact"] == 1
+    assert results["caption"]["yes_no_from_captions"]["accuracy"] == 1
+    for kind in ("roads", "buildings"):
+        assert results["count"][kind]["exact"] == results["grid"][kind]["f1"] == 1
+        assert results["count"][kind]["rmse"] == results["grid"][kind]["hamming"] == 0
+    assert results["dialogue"]["whole"] == results["dialogue"]["consistent"] == 1
+    assert all(case.score == 1 for case in cases)
+
+
+def test_answers_that_cannot_be_read_are_wrong_and_counted(evaluated):
+    results, cases = evaluated["useless"]
+    assert results["binary"]["accuracy"] == results["open"]["exact"] == results["dialogue"]["turns"] == 0
+    assert results["binary"]["unparsed"] == results["count"]["roads"]["unparsed"] == 8
+    assert results["grid"]["buildings"]["unparsed"] == 8 and results["grid"]["buildings"]["hamming"] == 1
+    assert results["dialogue"]["unparsed"] == 16  # yes or no, and counts
+    assert all(case.score < 0.5 for case in cases)
+
+
+def test_mixed_answers_by_hand(texts, right):
+    rows = [row for row in texts if row["task"] == "count"][:2]
+    truths = [answers["answers"][0] for row, answers in zip(texts, right, strict=True) if row["task"] == "count"][:2]
+    results, cases = evaluate_predictions(rows, [{"answers": [truths[0]]}, {"answers": ["90 roads, 3 buildings"]}])
+    assert results["count"]["roads"]["exact"] == 0.5
+    assert results["count"]["roads"]["pairs"][1][1] == 90
+    assert cases[0].score == 1 and cases[1].score < 0.02
+
+
+def test_truths_that_cannot_be_read_are_left_out_and_told(rows, texts, right, tmp_path):
+    changed = list(texts)
+    index = next(index for index, row in enumerate(changed) if row["task"] == "count")
+    turns = [{"question": changed[index]["turns"][0]["question"], "answer": "some"}]
+    changed[index] = {**changed[index], "turns": turns}
+    results, cases = evaluate_predictions(changed, right)
+    assert results["count"]["samples"] == 7 and results["count"]["unreadable_truths"] == 1
+    assert results["count"]["roads"]["exact"] == 1
+    write_report(tmp_path, {"right": results}, cases, rows, title="t", settings={})
+    told = "- count: 7 samples; 1 left out: their right answer cannot be read"
+    assert told in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda answers: answers[:-1], "Expected a prediction for each row; got 47 for 48 rows."),
+        (lambda answers: [{**answers[0], "id": "x"}, *answers[1:]], "Prediction 0 is for record 'x'"),
+    ],
+)
+def test_predictions_of_other_rows_are_refused(texts, right, change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        evaluate_predictions(texts, change(right))
+
+
+def test_tables_stand_beside_the_published_ones(evaluated):
+    tables = {table.title: table for table in make_tables({name: results for name, (results, _) in evaluated.items()})}
+    yes_no = tables["Yes or no, asked"]
+    assert [(name, source) for name, _, source in yes_no.rows] == [("useless", HERE), ("right", HERE)]
+    for title, figures in (
+        ("Captioning, all pairs (coco)", published.CAPTION["DeltaVLM"]),
+        ("Yes or no, read off the caption", published.YES_NO["DeltaVLM"]),
+        ("Counting", published.COUNT["DeltaVLM"]),
+        ("3x3 grid, roads", published.GRID["roads"]["DeltaVLM"]),
+        ("3x3 grid, buildings", published.GRID["buildings"]["DeltaVLM"]),
+        ("Open questions, all pairs (coco)", published.OPEN["DeltaVLM"]),
+    ):
+        (name, shown, source) = next(row for row in tables[title].rows if row[0] == "DeltaVLM")
+        assert tuple(shown[: len(figures)]) == figures
+        assert "published" in source
+    assert all(len(figures) == len(table.columns) for table in tables.values() for _, figures, _ in table.rows)
+    lines = yes_no.markdown().splitlines()
+    assert "| right | 100.00 | 100.00 | 100.00 | 100.00 | 100.00 | 0 | measured here |" in lines
+
+
+class Page(HTMLParser):
+    """What a page loads, and what it shows."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.loaded: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loaded += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+
+def test_page_needs_nothing_else_and_trusts_no_answer(report):
+    page = Page(report[".html"])
+    assert page.loaded and all(source.startswith("data:image/png;base64,") for source in page.loaded)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "url(" not in report[".html"] and "@import" not in report[".html"]
+    assert "&lt;script&gt;" in report[".html"]
+    for plot in ("Yes or no", "Cells missed, roads", "caption: length in words", "open: ROUGE-L"):
+        assert f'alt="{plot}"' in report[".html"]
+    assert all(f"Worst cases: {task}" in report[".html"] for task in TASKS)
+
+
+def test_machine_and_people_read_the_same_figures(report, evaluated):
+    results, _ = evaluated["right"]
+    saved = json.loads(report[".json"])["systems"]["right"]
+    assert saved == json.loads(json.dumps(results))
+    low, high = saved["caption"]["intervals"]["ROUGE-L"]
+    assert low <= saved["caption"]["all"]["ROUGE-L"] <= high
+    assert "| right | 100.00 |" in report[".md"] and "published" in report[".md"]
+
+
+def test_an_old_report_outlives_a_failed_one(report, rows, evaluated, tmp_path):
+    (tmp_path / "report.md").write_text("old")
+    results, cases = evaluated["right"]
+    with pytest.raises(TypeError):
+        write_report(tmp_path, {"right": results}, cases, rows, title="t", settings={"what": object()})
+    assert (tmp_path / "report.md").read_text() == "old"
