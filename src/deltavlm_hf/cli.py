@@ -42,6 +42,13 @@ def _parser() -> argparse.ArgumentParser:
         "Ask a model all questions of a data set and report its figures beside the published ones. A run that was "
         "stopped goes on; `torchrun` shares it between processes.",
     )
+    train = _add(
+        commands,
+        "train",
+        _train,
+        "Fine-tune a model as a YAML file says, see docs/training.md. A run that was stopped goes on from its last "
+        "checkpoint; `torchrun` or `accelerate launch` spread it over processes.",
+    )
     convert = _add(
         commands, "convert", _convert, "Convert a checkpoint of the authors' release to a folder for from_pretrained."
     )
@@ -59,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--max-new-tokens", type=_positive_integer, metavar="N", help="default: the model's own")
 
     _add_evaluate_arguments(evaluate)
+    train.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, such as examples/finetune.yaml")
 
     demo.add_argument("--seed", type=int, default=18, help="which pair to show (default: %(default)s)")
     demo.add_argument("--output", type=Path, default=Path("deltavlm_demo.png"), help="default: %(default)s")
@@ -330,6 +338,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     if failed:
         print(f"{failed} records have no answer; their reasons are in {args.output}/predictions", file=sys.stderr)
     return FAILED if failed else 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from .training.run import TrainingRun, train
+
+    print(train(TrainingRun.from_yaml(args.config), show=lambda text: print(text, file=sys.stderr)))
+    return 0
 
 
 def _convert(args: argparse.Namespace) -> int:

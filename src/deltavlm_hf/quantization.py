@@ -1,7 +1,7 @@
 """4-bit loading: the language model alone is quantised."""
 
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 # What stays as it is: all of DeltaVLM's own, and the output layer, which a list like this would else include.
 FULL_PRECISION = ("vision_model", "difference", "qformer", "language_projection", "lm_head")
@@ -22,3 +22,23 @@ def four_bit_config(compute_dtype: torch.dtype = torch.bfloat16) -> BitsAndBytes
         bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=list(FULL_PRECISION),
     )
+
+
+def quantised_part_only(model: PreTrainedModel) -> None:
+    """
+    Says of the language model, and no longer of the whole, that it is quantised.
+
+    [`four_bit_config`] quantises nothing but the language model, but Transformers marks the whole model, and `Trainer`
+    refuses a quantised model without adapters, for there would be nothing to train. Here there is: everything around
+    the language model, in full precision, with gradients that pass through its frozen weights. So the marks move to
+    where they are true. A checkpoint of what was trained then names no quantisation, and loads in any precision.
+
+    Args:
+        model ([`DeltaVLMForConditionalGeneration`]): changed in place; nothing happens if it is not quantised.
+    """
+    if not getattr(model, "is_quantized", False):
+        return
+    for mark in ("is_quantized", "quantization_method", "hf_quantizer", "is_loaded_in_4bit"):
+        if mark in vars(model):
+            setattr(model.language_model, mark, vars(model).pop(mark))
+    del model.config.quantization_config

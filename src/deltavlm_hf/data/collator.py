@@ -1,10 +1,13 @@
 """Rows of a data set to a batch for the model: what `Trainer` takes as its data collator."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import BatchFeature
 
 from ..processing import DeltaVLMProcessor
+
+if TYPE_CHECKING:
+    from ..training import PrefixCache
 
 
 class PairCollator:
@@ -16,10 +19,13 @@ class PairCollator:
 
     Args:
         processor ([`DeltaVLMProcessor`]): the model's.
+        vision_cache ([`PrefixCache`], *optional*): gives vision states in place of pixels. Rows then have their images
+            undecoded.
     """
 
-    def __init__(self, processor: DeltaVLMProcessor):
+    def __init__(self, processor: DeltaVLMProcessor, vision_cache: "PrefixCache | None" = None):
         self.processor = processor
+        self.vision_cache = vision_cache
 
     def __call__(self, rows: list[dict[str, Any]]) -> BatchFeature:
         """
@@ -30,11 +36,16 @@ class PairCollator:
             `BatchFeature`: `pixel_values` `(B, 2, 3, H, W)`, `input_ids`, `labels` and what else the model takes.
         """
         turns = [[(turn["question"], turn["answer"]) for turn in row["turns"]] for row in rows]
-        return self.processor(
-            images=[(row["before"], row["after"]) for row in rows],
+        cached = self.vision_cache is not None
+        batch = self.processor(
+            images=None if cached else [(row["before"], row["after"]) for row in rows],
             text=[pair_turns[-1][0] for pair_turns in turns],
             history=[pair_turns[:-1] for pair_turns in turns],
             answers=[pair_turns[-1][1] for pair_turns in turns],
             padding=True,
             return_tensors="pt",
         )
+        if self.vision_cache is not None:
+            batch["vision_states"] = self.vision_cache(rows)
+            batch["vision_states_block"] = self.vision_cache.first_block
+        return batch

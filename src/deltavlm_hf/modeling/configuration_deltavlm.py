@@ -41,6 +41,9 @@ class DeltaVLMConfig(PreTrainedConfig):
             Epsilon of the layer norm after the vision encoder, which the authors' code sets apart from the blocks'.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation for the query tokens and for every new linear layer.
+        weight_sources (`list[dict]`, *optional*):
+            Of a small checkpoint: where the weights are that it leaves out, see `weight_sources.py`. Its files name
+            them; pass it to `from_pretrained` to read them from another place.
 
     Raises:
         ValueError: if `difference_module` is unknown, or the vision width does not suit `spatial_position_codes`.
@@ -64,6 +67,7 @@ class DeltaVLMConfig(PreTrainedConfig):
     spatial_position_codes: bool = False
     post_layernorm_eps: float = 1e-5
     initializer_range: float = 0.02
+    weight_sources: list | None = None
 
     def __post_init__(self, **kwargs):
         if self.qformer_config is None:

@@ -10,6 +10,7 @@ tokens of the Q-Former, L tokens of the language model.
 """
 
 import inspect
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 from transformers import initialization as init
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.instructblip.modeling_instructblip import BaseModelOutputWithVisionQformerOutputs
 from transformers.processing_utils import Unpack
@@ -32,6 +34,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .configuration_deltavlm import DeltaVLMConfig
 from .csrm import Concatenation, CrossSemanticRelationMeasuring
 from .spatial_codes import sincos_2d
+from .weight_sources import add_missing, open_weights
 
 
 @dataclass
@@ -62,6 +65,18 @@ def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
     return (torch.arange(attention_mask.shape[-1], device=attention_mask.device) - skipped).clamp(min=0)
 
 
+def _rest_frozen_parts(module: nn.Module) -> None:
+    for child in module.children():
+        parameters = list(child.parameters())
+        if not parameters or any(parameter.requires_grad for parameter in parameters):
+            _rest_frozen_parts(child)
+            continue
+        child.eval()
+        for part in child.modules():
+            if getattr(part, "gradient_checkpointing", False):  # which looks at its own module's mode
+                part.training = True
+
+
 class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
     config: DeltaVLMConfig
     base_model_prefix = ""
@@ -72,6 +87,72 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, DeltaVLMModel):  # InstructBLIP leaves them at zero, from where they could not part
             init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
+        sources = model.config.weight_sources
+        if not sources or state_dict is not None:
+            return InstructBlipPreTrainedModel._load_pretrained_model(
+                model, state_dict, checkpoint_files, load_config, expected_keys
+            )
+        if "disk" in (load_config.device_map or {}).values():
+            raise ValueError(
+                "A small checkpoint cannot be offloaded to disk: load it once without, and save it with "
+                "`save_pretrained(..., only_trained=False)`."
+            )
+        with ExitStack() as stack:
+            weights = open_weights(checkpoint_files, stack)
+            add_missing(weights, set(model.state_dict()), sources, stack, **(load_config.download_kwargs or {}))
+            if is_deepspeed_zero3_enabled():
+                weights = {name: weight[...] for name, weight in weights.items()}
+            return InstructBlipPreTrainedModel._load_pretrained_model(model, weights, None, load_config, expected_keys)
+
+    def keep_out_of_checkpoints(self, names: list[str], sources: list[dict]) -> None:
+        """
+        From now on `save_pretrained` writes small checkpoints.
+
+        Args:
+            names (`list[str]`): the weights that are left out.
+            sources (`list[dict]`): where `from_pretrained` will find them, see `weight_sources.py`.
+        """
+        self._keys_to_ignore_on_save = list(names)
+        self.config.weight_sources = list(sources)
+
+    def save_pretrained(self, save_directory, only_trained: bool = True, **kwargs):
+        """
+        As in Transformers.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): the folder.
+            only_trained (`bool`, *optional*, defaults to `True`): after [`keep_out_of_checkpoints`], leave those
+                weights out. With `False`, or where that was not called, everything is written.
+            kwargs: see [`~PreTrainedModel.save_pretrained`].
+
+        Raises:
+            ValueError: if weights in 4-bit would have to be written, though the rest is trained in full precision.
+        """
+        left_out, sources = self._keys_to_ignore_on_save, self.config.weight_sources
+        if not (only_trained and left_out):
+            self._keys_to_ignore_on_save = self.config.weight_sources = None
+            if getattr(getattr(self, "language_model", None), "is_quantized", False):
+                self._keys_to_ignore_on_save, self.config.weight_sources = left_out, sources
+                raise ValueError(
+                    "The language model is in 4-bit around trained parts in full precision: save only what was "
+                    "trained (`leave_out_frozen(model)`), load that without quantisation and save it whole."
+                )
+        try:
+            return super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self._keys_to_ignore_on_save, self.config.weight_sources = left_out, sources
+
+    def train(self, mode: bool = True):
+        """
+        As in any module, but parts whose parameters are all frozen stay in evaluation mode: nothing drops out there.
+        """
+        super().train(mode)
+        if mode:
+            _rest_frozen_parts(self)
+        return self
 
 
 class DeltaVLMModel(DeltaVLMPreTrainedModel):
@@ -103,6 +184,30 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.qformer.set_input_embeddings(value)
 
+    def encode_vision_prefix(self, pixel_values: torch.Tensor, blocks: int) -> torch.Tensor:
+        """
+        The first part of the vision encoder alone, for states that can be kept while the other part trains.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): single images.
+            blocks (`int`): how many blocks.
+
+        Returns:
+            `torch.Tensor` of shape `(B, N, D)`: what enters the block with this number, see `vision_states`.
+        """
+        states = self.vision_model.embeddings(pixel_values)
+        for block in self.vision_model.encoder.layers[:blocks]:
+            states = block(states)
+        return states
+
+    def _encode_vision_rest(self, vision_states: torch.Tensor, blocks: int) -> torch.Tensor:
+        """From states `(B, 2, N, D)` that enter a block to pair features."""
+        states = vision_states.flatten(0, 1).to(self.query_tokens.dtype)  # (B, 2, N, D) -> (2B, N, D)
+        for block in self.vision_model.encoder.layers[blocks:]:
+            states = block(states)
+        size = (self.config.vision_config.image_size,) * 2
+        return self._compare_dates(self.vision_model.post_layernorm(states), *size)
+
     def _encode_pair(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs):
         if pixel_values.ndim != 5 or pixel_values.shape[1:3] != (2, 3):
             raise ValueError(
@@ -115,11 +220,14 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        before, after = vision_outputs.last_hidden_state.unflatten(0, (-1, 2)).unbind(1)  # (2B, N, D) -> 2 x (B, N, D)
+        return vision_outputs, self._compare_dates(vision_outputs.last_hidden_state, *pixel_values.shape[-2:])
+
+    def _compare_dates(self, vision_features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        before, after = vision_features.unflatten(0, (-1, 2)).unbind(1)  # (2B, N, D) -> 2 x (B, N, D)
         pair_features = self.difference(before, after)  # (B, 2N, D)
         if self.config.spatial_position_codes:
-            pair_features = self._add_spatial_codes(pair_features, *pixel_values.shape[-2:])
-        return vision_outputs, pair_features
+            pair_features = self._add_spatial_codes(pair_features, height, width)
+        return pair_features
 
     def _add_spatial_codes(self, pair_features: torch.Tensor, height: int, width: int) -> torch.Tensor:
         patch = self.config.vision_config.patch_size
@@ -152,6 +260,8 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         qformer_attention_mask: torch.LongTensor | None = None,
         pair_features: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        vision_states: torch.Tensor | None = None,
+        vision_states_block: int = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithVisionQformerOutputs:
         """
@@ -164,22 +274,31 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             pair_features (`torch.Tensor` of shape `(B, 2N, D)` or `(1, 2N, D)`, *optional*): in place of
                 `pixel_values`, what [`~DeltaVLMModel.encode_pair`] gave; a single pair answers all instructions.
             interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's.
+            vision_states (`torch.Tensor` of shape `(B, 2, N, D)`, *optional*): in place of `pixel_values`, for each
+                date what enters the vision block `vision_states_block`, see [`~DeltaVLMModel.encode_vision_prefix`].
+            vision_states_block (`int`, *optional*, defaults to 0).
 
         Returns:
             `BaseModelOutputWithVisionQformerOutputs`: `pooler_output` are the change tokens `(B, Q, d_llm)`,
             `last_hidden_state` the pair features `(B, 2N, D)`; `vision_outputs` and `qformer_outputs` in full.
 
         Raises:
-            ValueError: unless exactly one of `pixel_values` and `pair_features` is given, without
+            ValueError: unless exactly one of `pixel_values`, `pair_features` and `vision_states` is given, without
                 `qformer_input_ids`, or if shapes do not go together.
         """
-        if (pixel_values is None) == (pair_features is None):
-            given = "both" if pixel_values is not None else "neither"
-            raise ValueError(f"Give the images as `pixel_values` or as `pair_features`: exactly one, got {given}.")
+        forms = {"pixel_values": pixel_values, "pair_features": pair_features, "vision_states": vision_states}
+        given = [name for name, value in forms.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "Give the images as `pixel_values`, as `pair_features` or as `vision_states`: exactly one, got "
+                f"{' and '.join(given) or 'none'}."
+            )
         if qformer_input_ids is None:
             raise ValueError("`qformer_input_ids` is missing: the Q-Former reads the instruction with the images.")
         vision_outputs = None
-        if pair_features is None:
+        if vision_states is not None:
+            pair_features = self._encode_vision_rest(vision_states, vision_states_block)
+        elif pixel_values is not None:
             vision_outputs, pair_features = self._encode_pair(pixel_values, interpolate_pos_encoding, **kwargs)
         pair_features = self._match_pairs(pair_features, qformer_input_ids.shape[0])
 
@@ -301,6 +420,8 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         interpolate_pos_encoding: bool = False,
+        vision_states: torch.Tensor | None = None,
+        vision_states_block: int = 0,
         mm_encoder_outputs: dict[str, ModelOutput] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DeltaVLMCausalLMOutputWithPast:
@@ -320,6 +441,9 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
             labels (`torch.LongTensor` of shape `(B, L)`, *optional*): -100 where nothing is to be learned.
             logits_to_keep (`int` or `torch.Tensor`, *optional*): compute the last logits only, 0 for all.
             interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's.
+            vision_states (`torch.Tensor` of shape `(B, 2, N, D)`, *optional*): in place of `pixel_values`, for each
+                date what enters the vision block `vision_states_block`, see [`~DeltaVLMModel.encode_vision_prefix`].
+            vision_states_block (`int`, *optional*, defaults to 0).
             mm_encoder_outputs (`dict[str, ModelOutput]`, *optional*): `{"image": get_image_features(...)}`, in place
                 of the images.
 
@@ -328,7 +452,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the prompt as `input_ids` or as `inputs_embeds`: exactly one of them.")
-        has_images = pixel_values is not None or pair_features is not None
+        has_images = any(images is not None for images in (pixel_values, pair_features, vision_states))
         features = (mm_encoder_outputs or {}).get("image")
         if has_images and features is not None:
             raise ValueError("Give the images as `pixel_values`, `pair_features` or `mm_encoder_outputs`: only one.")
@@ -340,6 +464,8 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
                 qformer_attention_mask,
                 pair_features=pair_features,
                 interpolate_pos_encoding=interpolate_pos_encoding,
+                vision_states=vision_states,
+                vision_states_block=vision_states_block,
                 return_dict=True,
                 **captured,
             )

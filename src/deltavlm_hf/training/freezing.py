@@ -1,0 +1,175 @@
+"""What trains and what stays as it is; checkpoints that hold the one and point to the other."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..modeling import DeltaVLMForConditionalGeneration
+from ..modeling.weight_sources import digest, find_files, first_values, open_weights, shape
+from ..quantization import quantised_part_only
+
+
+@dataclass(frozen=True)
+class FreezePolicy:
+    """
+    What trains. The defaults are the paper's recipe: all but the language model and the first vision blocks.
+
+    Args:
+        vision_blocks (`int`, *optional*, defaults to 2): how many of the last blocks of the vision encoder train; -1
+            for the whole encoder. The layer norm after them stays frozen with 0, and is trained with -1 only: the
+            authors' code leaves it as it is.
+        difference (`bool`, *optional*, defaults to `True`): the CSRM.
+        qformer (`bool`, *optional*, defaults to `True`): the Q-Former and its queries.
+        projection (`bool`, *optional*, defaults to `True`): the projection to the language model.
+        language_model (`bool`, *optional*, defaults to `False`): the language model itself.
+    """
+
+    vision_blocks: int = 2
+    difference: bool = True
+    qformer: bool = True
+    projection: bool = True
+    language_model: bool = False
+
+
+def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None = None) -> None:
+    """
+    Sets `requires_grad` of every parameter by a policy. Parts that are frozen as a whole stay in evaluation mode
+    through `model.train()`, which `Trainer` calls. A language model in 4-bit is told apart from the rest, see
+    [`quantised_part_only`], so that `Trainer` takes the model.
+
+    Args:
+        model ([`DeltaVLMForConditionalGeneration`]).
+        policy ([`FreezePolicy`], *optional*): by default the paper's.
+
+    Raises:
+        ValueError: if the policy asks for what the model does not have.
+    """
+    policy = policy or FreezePolicy()
+    layers = model.vision_model.encoder.layers
+    if not -1 <= policy.vision_blocks <= len(layers):
+        raise ValueError(
+            f"`vision_blocks` is {policy.vision_blocks}; the vision encoder has {len(layers)} blocks, or -1 for all."
+        )
+    quantised_part_only(model)
+    if policy.language_model and getattr(model.language_model, "is_quantized", False):
+        raise ValueError("A language model in 4-bit cannot be trained: load it in bfloat16 or leave it frozen.")
+    model.requires_grad_(False)
+    trained: list[nn.Module | nn.Parameter] = []
+    if policy.vision_blocks == -1:
+        trained.append(model.vision_model)
+    elif policy.vision_blocks:
+        trained += layers[-policy.vision_blocks :]
+    if policy.difference:
+        trained.append(model.difference)
+    if policy.qformer:
+        trained += [model.qformer, model.query_tokens]
+    if policy.projection:
+        trained.append(model.language_projection)
+    if policy.language_model:
+        trained.append(model.language_model)
+    for part in trained:
+        part.requires_grad_(True)
+    model.train(model.training)
+
+
+def trainable_table(model: nn.Module) -> str:
+    """A table of parameters by part: how many there are, how many train, and in which precision they are kept."""
+    lines = [("part", "parameters", "trained", "kept as")]
+    total = trained_total = 0
+    for name, parameters in _parts(model):
+        count = sum(_size(parameter) for parameter in parameters)
+        trained = sum(_size(parameter) for parameter in parameters if parameter.requires_grad)
+        kept = sorted({_kept_as(parameter) for parameter in parameters})
+        lines.append((name, f"{count:,}", f"{trained:,}", ", ".join(kept)))
+        total, trained_total = total + count, trained_total + trained
+    lines.append(("total", f"{total:,}", f"{trained_total:,}", f"{100 * trained_total / max(total, 1):.2f} % trained"))
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    return "\n".join(
+        f"{name:<{widths[0]}}  {count:>{widths[1]}}  {trained:>{widths[2]}}  {kept}".rstrip()
+        for name, count, trained, kept in lines
+    )
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[str, list[nn.Parameter]]]:
+    own = list(model.parameters(recurse=False))
+    for name, part in model.named_children():
+        parameters = list(part.parameters())
+        if parameters:
+            yield name, parameters
+    if own:
+        yield "query_tokens", own
+
+
+def _size(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)  # of bitsandbytes: two weights in a byte
+    return parameter.numel() if state is None else state.shape.numel()
+
+
+def _kept_as(parameter: nn.Parameter) -> str:
+    return "4-bit" if hasattr(parameter, "quant_state") else str(parameter.dtype).removeprefix("torch.")
+
+
+def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
+    """
+    Makes `save_pretrained`, and so `Trainer`'s checkpoints, hold only what is not the same in the place that the model
+    was loaded from. `config.weight_sources` points there. `from_pretrained` puts both together again.
+
+    What trains is always saved, and so is what differs from its source already, such as embeddings that were resized.
+    Undo it with `model.save_pretrained(folder, only_trained=False)`.
+
+    Args:
+        model ([`DeltaVLMForConditionalGeneration`]): after [`freeze`].
+
+    Returns:
+        `list[str]`: the names of the weights that are left out.
+
+    Raises:
+        ValueError: if the model was not loaded from anywhere.
+        OSError: if it is not there any more.
+    """
+    base = model.config.name_or_path
+    if not base:
+        raise ValueError(
+            "A small checkpoint points to the place of the frozen weights, but this model was made from a "
+            "configuration: save it once with `save_pretrained`, and train what `from_pretrained` makes of that."
+        )
+    whole = {"name_or_path": base, "revision": getattr(model.config, "_commit_hash", None), "prefix": ""}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    unplaced = {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
+    quantised = tuple(
+        f"{name}." for name, module in model.named_modules() if hasattr(getattr(module, "weight", None), "quant_state")
+    )
+    left_out, needed = [], []
+    for source in (whole, *(model.config.weight_sources or [])):
+        prefix = source["prefix"]
+        with ExitStack() as stack:
+            weights = open_weights(find_files(source), stack)
+            found = {prefix + name: weight for name, weight in weights.items()}
+            same = [
+                name
+                for name, tensor in unplaced.items()
+                if (name in found and _begin_alike(tensor, found[name]))
+                or (name.startswith(quantised) and _owner(name, quantised) + "weight" in found)
+            ]
+            if same:
+                described = {**source, "digest": digest(weights)}
+                needed.append({key: value for key, value in described.items() if value is not None})
+        left_out += same
+        for name in same:
+            del unplaced[name]
+    model.keep_out_of_checkpoints(left_out, needed)
+    return left_out
+
+
+def _owner(name: str, modules: tuple[str, ...]) -> str:
+    return next(module for module in modules if name.startswith(module))
+
+
+def _begin_alike(tensor: torch.Tensor, weight) -> bool:
+    """Whether a weight is the one in a file, but for precision; by shape and first values."""
+    if tuple(tensor.shape) != shape(weight):
+        return False
+    return torch.equal(first_values(tensor.detach().cpu()), first_values(weight).to(tensor.dtype))

@@ -1,0 +1,65 @@
+"""`Trainer` for DeltaVLM: rows in their own order, small checkpoints, cached vision states."""
+
+import logging
+
+import torch
+from transformers import EarlyStoppingCallback, Trainer
+
+from ..data.collator import PairCollator
+from ..data.show import undecoded
+from .arguments import DeltaVLMTrainingArguments
+from .freezing import leave_out_frozen
+from .prefix_cache import PrefixCache
+from .rows import RowSampler, TrainingRows
+
+logger = logging.getLogger(__name__)
+
+
+class DeltaVLMTrainer(Trainer):
+    """
+    [`Trainer`] with what DeltaVLM's recipe adds: the order of [`TrainingRows`], checkpoints that hold what trains
+    ([`leave_out_frozen`]), early stopping, and vision states that are computed once ([`PrefixCache`]). Each of them
+    works with the plain `Trainer` as well.
+
+    Args:
+        model ([`DeltaVLMForConditionalGeneration`]): after [`freeze`].
+        args ([`DeltaVLMTrainingArguments`]).
+        train_dataset ([`TrainingRows`]).
+        eval_dataset (`datasets.Dataset`, *optional*): rows like those, not augmented.
+        processing_class ([`DeltaVLMProcessor`]): the model's.
+        kwargs: see [`Trainer`].
+
+    Raises:
+        ValueError: if vision states cannot be cached: see [`PrefixCache`].
+    """
+
+    def __init__(self, model, args: DeltaVLMTrainingArguments, *, train_dataset, processing_class, **kwargs):
+        cache = None
+        if args.vision_cache:
+            if getattr(train_dataset, "augmentation", None):
+                raise ValueError(
+                    "`vision_cache` keeps one state for each image, but augmentation makes new images in every epoch: "
+                    "leave out one of them."
+                )
+            cache = PrefixCache(args.vision_cache, model, processing_class, getattr(torch, args.vision_cache_dtype))
+            with args.main_process_first(local=False, desc="vision states"):
+                for rows in (train_dataset, kwargs.get("eval_dataset")):
+                    if rows is not None:
+                        cache.fill(getattr(rows, "rows", rows), args.device)
+            train_dataset.rows = undecoded(train_dataset.rows)
+            if kwargs.get("eval_dataset") is not None:
+                kwargs["eval_dataset"] = undecoded(kwargs["eval_dataset"])
+        if not args.save_frozen_weights:
+            leave_out_frozen(model)
+        kwargs.setdefault("data_collator", PairCollator(processing_class, cache))
+        super().__init__(model, args, train_dataset=train_dataset, processing_class=processing_class, **kwargs)
+        if args.early_stopping_patience and self.eval_dataset is not None and args.load_best_model_at_end:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler | None:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(rows, TrainingRows):
+            return super()._get_train_sampler(train_dataset)
+        args = self.args
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return RowSampler(rows, step, args.group_by_length)
