@@ -160,6 +160,9 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
         left_out += same
         for name in same:
             del unplaced[name]
+    tensors = model.state_dict()
+    elsewhere = {tensors[name].data_ptr() for name in left_out}
+    left_out += [name for name in unplaced if tensors[name].data_ptr() in elsewhere]  # tied to one of them
     model.keep_out_of_checkpoints(left_out, needed)
     return left_out
 
