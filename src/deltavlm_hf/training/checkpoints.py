@@ -4,9 +4,12 @@ import json
 import zipfile
 from pathlib import Path
 
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+_SHARDS = (f"{FSDP_MODEL_NAME}*", "global_step*")
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
@@ -43,8 +46,10 @@ def is_complete(checkpoint: Path) -> bool:
                 pass
     except (OSError, ValueError, SafetensorError):
         return False
-    sharded = any(path.is_dir() for path in checkpoint.glob("*"))  # by FSDP or DeepSpeed, in folders of their own
-    states = [checkpoint / SCHEDULER_NAME, *checkpoint.glob("rng_state*.pth")]
+    # FSDP and DeepSpeed write weights and optimizer in folders of their own.
+    sharded = any(path.is_dir() for name in _SHARDS for path in checkpoint.glob(name))
+    random_states = list(checkpoint.glob("rng_state*.pth"))
+    states = [checkpoint / SCHEDULER_NAME, *random_states]
     if not sharded:
         states.append(checkpoint / OPTIMIZER_NAME)
-    return bool(weights or sharded) and len(states) > 1 and all(map(zipfile.is_zipfile, states))
+    return bool(weights or sharded) and bool(random_states) and all(map(zipfile.is_zipfile, states))
