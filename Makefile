@@ -1,5 +1,5 @@
 # Everything happens in .venv, which the first target that needs it creates.
-.PHONY: help demo test style quality
+.PHONY: help demo test tiny style quality
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,6 +16,9 @@ demo: .venv/.installed  ## ask the model that ships with the package about a gen
 
 test: .venv/.installed-dev  ## run all tests
 	$(BIN)/python -m pytest
+
+tiny: .venv/.installed-dev  ## make the small model inside the package anew, from seed to weights (about an hour)
+	$(BIN)/python examples/train_tiny.py --output src/deltavlm_hf/tiny_model
 
 style: .venv/.installed-dev  ## put the code into the project's style
 	$(BIN)/ruff check --fix .

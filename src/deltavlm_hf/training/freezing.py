@@ -37,7 +37,8 @@ class FreezePolicy:
 def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None = None) -> None:
     """
     Sets `requires_grad` of every parameter by a policy. Parts that are frozen as a whole stay in evaluation mode
-    through `model.train()`, which `Trainer` calls. A language model in 4-bit is told apart from the rest, see
+    through `model.train()`, which `Trainer` calls. What trains is kept in float32: a model loaded in 16 bits then
+    needs autocast, `bf16=True` in `TrainingArguments`. A language model in 4-bit is told apart from the rest, see
     [`quantised_part_only`], so that `Trainer` takes the model.
 
     Args:
@@ -72,6 +73,9 @@ def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None 
         trained.append(model.language_model)
     for part in trained:
         part.requires_grad_(True)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()  # small steps would be lost in 16 bits
     model.train(model.training)
 
 
