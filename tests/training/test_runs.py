@@ -198,3 +198,24 @@ def test_the_recipe_is_the_papers(tmp_path):
     assert (args.learning_rate, args.lr_scheduler_type, args.warmup_steps) == (1e-5, "cosine", 1000)
     assert (args.weight_decay, args.per_device_train_batch_size, args.num_train_epochs) == (0.05, 12, 50)
     assert args.early_stopping_patience == 10 and args.load_best_model_at_end
+
+
+def test_early_stopping_keeps_the_best(tmp_path):
+    """A learning rate that spoils the model: it stops long before the last step and gives back the best weights."""
+    training = {
+        "max_steps": 40,
+        "learning_rate": 0.03,
+        "warmup_steps": 0,
+        "eval_steps": 2,
+        "load_best_model_at_end": True,
+        "early_stopping_patience": 2,
+        "save_total_limit": 8,
+    }
+    run(write_config(tmp_path, training))
+    state = json.loads((Path(last_complete_checkpoint(tmp_path / "run")) / "trainer_state.json").read_text())
+    evaluated = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
+    best = min(evaluated, key=evaluated.get)
+    assert state["global_step"] == best + 4 < 40
+    folders = (tmp_path / "run", tmp_path / "run" / f"checkpoint-{best}")
+    kept, expected = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
