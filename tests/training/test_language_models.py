@@ -57,7 +57,7 @@ def test_a_short_run_learns(around_smollm, tmp_path, four_bit):
     args = DeltaVLMTrainingArguments(
         output_dir=str(tmp_path),
         max_steps=24,
-        learning_rate=5e-4,
+        learning_rate=2e-4,
         warmup_steps=2,
         per_device_train_batch_size=4,
         logging_steps=1,

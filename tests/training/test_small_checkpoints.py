@@ -47,6 +47,17 @@ def test_what_is_left_out_comes_back(base, tuned, tmp_path):
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
 
 
+def test_a_base_named_from_one_folder_is_found_from_another(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = load("base")
+    freeze(model)
+    leave_out_frozen(model)
+    model.save_pretrained("small")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert same_weights(load("../small"), model)
+
+
 def test_a_process_that_never_heard_of_it(tuned, tmp_path):
     leave_out_frozen(tuned)
     tuned.save_pretrained(tmp_path / "small")

@@ -87,8 +87,8 @@ def load_generated(
     """
     Generated pairs, each with one record of every task: rows as [`load_changechat`] gives them.
 
-    The answers are read off the masks by the rules that real masks go through. What the shipped model was trained and
-    tested on has seeds from 1,000,000 to 4,000,000.
+    The answers are read off the masks by the rules that real masks go through. What the shipped model was trained on
+    and its settings were chosen by has seeds from 1,000,000 to 4,000,000; it is tested from 5,000,000 on.
 
     Args:
         pairs (`int`, *optional*, defaults to 100): how many; each makes a row for every task.

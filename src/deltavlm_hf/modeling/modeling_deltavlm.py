@@ -118,7 +118,7 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
         self._keys_to_ignore_on_save = list(names)
         self.config.weight_sources = list(sources)
 
-    def save_pretrained(self, save_directory, only_trained: bool = True, **kwargs):
+    def save_pretrained(self, save_directory, *args, only_trained: bool = True, **kwargs):
         """
         As in Transformers.
 
@@ -126,7 +126,7 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
             save_directory (`str` or `os.PathLike`): the folder.
             only_trained (`bool`, *optional*, defaults to `True`): after [`keep_out_of_checkpoints`], leave those
                 weights out. With `False`, or where that was not called, everything is written.
-            kwargs: see [`~PreTrainedModel.save_pretrained`].
+            args, kwargs: see [`~PreTrainedModel.save_pretrained`].
 
         Raises:
             ValueError: if weights in 4-bit would have to be written, though the rest is trained in full precision.
@@ -141,7 +141,7 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
                     "trained (`leave_out_frozen(model)`), load that without quantisation and save it whole."
                 )
         try:
-            return super().save_pretrained(save_directory, **kwargs)
+            return super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self._keys_to_ignore_on_save, self.config.weight_sources = left_out, sources
 

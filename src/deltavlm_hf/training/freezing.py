@@ -1,5 +1,6 @@
 """What trains and what stays as it is; checkpoints that hold the one and point to the other."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -140,6 +141,8 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
             "A small checkpoint points to the place of the frozen weights, but this model was made from a "
             "configuration: save it once with `save_pretrained`, and train what `from_pretrained` makes of that."
         )
+    if os.path.isdir(base):
+        base = os.path.abspath(base)  # found from every working directory
     whole = {"name_or_path": base, "revision": getattr(model.config, "_commit_hash", None), "prefix": ""}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     unplaced = {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
@@ -148,7 +151,7 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
     )
     left_out, needed = [], []
     for source in (whole, *(model.config.weight_sources or [])):
-        prefix = source["prefix"]
+        prefix = source.get("prefix", "")
         with ExitStack() as stack:
             weights = open_weights(find_files(source), stack)
             found = {prefix + name: weight for name, weight in weights.items()}
