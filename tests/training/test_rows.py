@@ -40,6 +40,15 @@ def test_rows_of_like_length_stand_together(many):
     assert waste(True) < 0.3 * waste(False)
 
 
+def test_answers_to_one_question_stay_mixed(many):
+    """Batches of like length must not be batches of one answer."""
+    binary = many.filter(lambda task: task == "binary", input_columns="task")
+    rows = TrainingRows(binary)
+    answers = [rows[key]["turns"][0]["answer"] for key in RowSampler(rows, 6)]
+    alike = sum(len(set(answers[at : at + 6])) == 1 for at in range(0, 60, 6))
+    assert alike <= 2  # by chance 0.3 of the ten
+
+
 def test_task_weights(many):
     rows = TrainingRows(many, task_weights={"grid": 3, "open": 0})
     drawn = Counter(rows[key]["task"] for epoch in range(5) for key in drawn_in(rows, epoch))

@@ -10,6 +10,7 @@ import torch
 from ..data.changechat import check_tasks
 from .augmentation import PairAugmentation
 
+_BLOCK = 64
 _GROUP = 50  # batches' worth of rows that are sorted by length together, as in Transformers
 
 
@@ -40,7 +41,7 @@ class TrainingRows(torch.utils.data.Dataset):
         self.seed = seed
         texts = rows.select_columns(["task", "turns"]).with_format(None)
         tasks, turns = texts["task"], texts["turns"]
-        self.lengths = [sum(len(each["question"]) + len(each["answer"]) for each in row) for row in turns]
+        self.lengths = [_length(row) for row in turns]
         self.weights: np.ndarray | None = None
         if task_weights:
             check_tasks(list(task_weights))
@@ -61,6 +62,15 @@ class TrainingRows(torch.utils.data.Dataset):
         if self.augmentation is None:
             return row
         return self.augmentation(row, np.random.default_rng([self.seed, epoch, index]))
+
+
+def _length(turns: list[dict[str, str]]) -> int:
+    """
+    Characters, those of answers in whole blocks: else "yes" and "no" would be learnt in batches of their own, each
+    undoing the other.
+    """
+    answers = sum(len(turn["answer"]) for turn in turns)
+    return sum(len(turn["question"]) for turn in turns) + -(-answers // _BLOCK) * _BLOCK
 
 
 class RowSampler(torch.utils.data.Sampler):
