@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from paths import OFFICIAL
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from deltavlm_hf import tiny
 from deltavlm_hf.cli import main
 from deltavlm_hf.data.scenes import generate_scene
 
@@ -127,7 +130,10 @@ def test_version():
     ("arguments", "message"),
     [
         (["no-change", "--protocol", "words"], "Unknown protocol 'words'"),
-        (["no-change", "--protocol", "levir-words"], "needs the vocabulary of the training captions"),
+        (
+            ["no-change", "--protocol", "levir-words"],
+            "the training captions: --train-captions FILE",
+        ),
         (["no-change", "--tasks", "captions"], "'captions'"),
         (["no-change", "nowhere/data"], "nowhere/data"),
         (["nowhere/model"], "nowhere/model"),
@@ -138,3 +144,20 @@ def test_evaluate_tells_what_is_wrong(arguments, message, tmp_path, monkeypatch,
     assert main(["evaluate", *arguments, "--pairs", "1"]) == 1
     _, error, said = capsys.readouterr().err.partition("deltavlm: error: ")
     assert error and message in said
+
+
+def test_a_mistyped_baseline_is_no_model(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "tiny", "--baselines", "majorty"])
+    assert stopped.value.code == 2 and "invalid choice: 'majorty'" in capsys.readouterr().err
+
+
+def test_answers_of_other_weights_are_not_taken_over(tmp_path, capsys):
+    folder = shutil.copytree(tiny(), tmp_path / "model")
+    command = ["evaluate", str(folder), "--pairs", "1", "--tasks", "binary", "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert main(command) == 0
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weight * 0 for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    assert main(command) == 1
+    assert "go on with the same settings or choose another folder" in capsys.readouterr().err

@@ -11,6 +11,8 @@ from . import __version__, tiny
 
 FAILED, INTERRUPTED = 1, 130
 
+_BASELINES = ("no-change", "majority", "nearest")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Exit codes: 0 done, 1 failed with a message, 2 wrong usage, 130 interrupted."""
@@ -101,7 +103,9 @@ def _add_evaluate_arguments(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--protocol", default="coco", help="coco, gpt2-ids or levir-words (default: %(default)s)")
     evaluate.add_argument("--gpt2", metavar="DIR", help="GPT-2's tokenizer, for gpt2-ids (default: from the Hub)")
     evaluate.add_argument("--train-captions", type=Path, metavar="FILE", help="captions JSON, for levir-words")
-    evaluate.add_argument("--baselines", nargs="+", default=(), metavar="NAME", help="no-change, majority, nearest")
+    evaluate.add_argument(
+        "--baselines", nargs="+", default=(), choices=_BASELINES, metavar="NAME", help=", ".join(_BASELINES)
+    )
     evaluate.add_argument("--batch-size", type=_positive_integer, default=16, metavar="N", help="default: %(default)s")
     evaluate.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     evaluate.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: as saved)")
@@ -271,11 +275,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     from .data.build import read_captions
     from .evaluation.answering import ModelAnswerer, predict, process_state
     from .evaluation.baselines import BASELINES, make_baseline
-    from .evaluation.captions import Protocol, make_vocabulary
+    from .evaluation.captions import Protocol, has_java, make_vocabulary
     from .evaluation.report import write_report
     from .evaluation.score import evaluate_predictions
 
     vocabulary = None
+    if args.protocol == "levir-words" and not args.train_captions:
+        raise ValueError("--protocol levir-words needs the words of the training captions: --train-captions FILE")
     if args.train_captions:
         vocabulary = make_vocabulary(
             text for texts in read_captions(args.train_captions, "train").values() for text in texts
@@ -307,6 +313,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         "dtype": args.dtype,
         "load_in_4bit": args.load_in_4bit,
         "generate": generate_kwargs,
+        "history": "right answers" if args.right_history else "own answers",
     }
     systems = {}
     first_cases: list = []
@@ -320,7 +327,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             answerer,
             rows,
             folder,
-            {"system": name, **settings},
+            {"system": name, "weights": None if name in BASELINES else _fingerprint(name), **settings},
             batch_size=args.batch_size,
             own_history=not args.right_history,
         )
@@ -330,6 +337,8 @@ def _evaluate(args: argparse.Namespace) -> int:
             first_cases = first_cases or cases
     if not state.is_main_process:
         return 0
+    if args.protocol == "coco" and set(tasks) & {"caption", "open"} and not has_java("In the report's captions"):
+        settings["captions"] = "split at white space, not by the Penn Treebank tokenizer, for want of Java"
     title = f"{args.model} on {settings['data']}"
     files = write_report(args.output, systems, first_cases, rows, title=title, settings=settings)
     print(files[1].read_text(encoding="utf-8"))
@@ -338,6 +347,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     if failed:
         print(f"{failed} records have no answer; their reasons are in {args.output}/predictions", file=sys.stderr)
     return FAILED if failed else 0
+
+
+def _fingerprint(name: str) -> list[list]:
+    """What changes when the weights in a folder do: their files' names, sizes and times. Nothing for a Hub id."""
+    folder = Path(tiny() if name == "tiny" else name)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -61,6 +61,13 @@ def test_grid_answers_parse_back(found):
         ("a new road and ten buildings", (1, 10)),
         ("3 buildings and one road have changed", (1, 3)),
         ("1,000 buildings, 2 roads", (2, 1000)),
+        ("There are no changes in buildings or roads.", (0, 0)),
+        ("No changes in roads, 3 new buildings.", (0, 3)),
+        ("zero roads, zero buildings", (0, 0)),
+        ("three newly built buildings and one new road", (1, 3)),
+        ("Roads: 1, Buildings: 3", (1, 3)),
+        ("2 new roads,3 new buildings", (2, 3)),
+        ("There are 1 new road and 3 new buildings", (1, 3)),
         ("twelve roads and two buildings", (12, 2)),
     ],
 )
@@ -76,6 +83,9 @@ def test_counts_in_other_words(answer, counts):
         "roads [top-left, center-center] buildings []",
         "buildings: [], roads: [center-center, top-left]",
         "road: [top-left, center-center] and building: []",
+        '{"roads": ["top-left", "center-center"], "buildings": []}',
+        "roads : [top left, center] buildings : []",
+        "- roads: [top-left, center-center]\n- buildings: []",
     ],
 )
 def test_grids_in_other_forms(answer):
@@ -85,7 +95,21 @@ def test_grids_in_other_forms(answer):
 
 
 @pytest.mark.parametrize(
-    "answer, truth", [("Yes", True), ("no.", False), (" YES! ", True), ("yes, two", None), ("", None)]
+    "answer, truth",
+    [
+        ("Yes", True),
+        ("no.", False),
+        (" YES! ", True),
+        ("**Yes**", True),
+        ('"No" .', False),
+        ("Yes, the images have changed.", True),
+        ("No. There is no change.", False),
+        ("no new roads", None),
+        ("yes and no", None),
+        ("yesterday", None),
+        ("Notably, yes", None),
+        ("", None),
+    ],
 )
 def test_yes_no(answer, truth):
     assert parse_yes_no(answer) is truth
@@ -98,6 +122,7 @@ def test_yes_no(answer, truth):
         "yes",
         "roads: [top-middle] buildings: []",
         "roads: [] roads: []",
+        "10 to 12 new buildings, 1 new road",
         "2 roads",
         "roads: [ buildings: ]",
         "²  roads, ² buildings",

@@ -218,6 +218,51 @@ def test_trainer_has_the_same_figures(processor, rows, tmp_path):
     assert any("eval_grid_roads_f1" in entry for entry in trainer.state.log_history)
 
 
+def test_validation_asks_anew_at_the_same_step(processor, rows, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
+    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none", remove_unused_columns=False)
+    binary = rows.filter(lambda task: task == "binary", input_columns="task")
+    callbacks = [AnswerMetrics(processor, binary, max_new_tokens=2)]
+    collator = PairCollator(processor)
+    trainer = Trainer(model, arguments, eval_dataset=binary, data_collator=collator, callbacks=callbacks)
+    assert trainer.evaluate()["eval_binary_accuracy"] > 0.5
+    with torch.no_grad():
+        for parameter in model.language_model.parameters():
+            parameter.zero_()
+    assert trainer.evaluate()["eval_binary_accuracy"] == 0
+
+
+def test_pairs_are_told_apart_by_content(model, processor, rows, answers, tmp_path):
+    """Files that were put into a table may all have the same name."""
+
+    def rename(row):
+        for date in ("before", "after"):
+            row[date] = {**row[date], "path": f"{date}.png"}
+        return row
+
+    renamed = rows
+    for column in ("before", "after"):
+        renamed = renamed.cast_column(column, datasets.Image(decode=False))
+    found = predict(ModelAnswerer(model, processor), renamed.map(rename), tmp_path, {}, batch_size=4)
+    assert [entry["answers"] for entry in found] == [entry["answers"] for entry in answers]
+
+
+def test_a_pair_that_cannot_be_encoded_is_told_apart(model, processor, rows, answers, tmp_path):
+    class Narrow(ModelAnswerer):
+        def encode(self, pairs):
+            if len(pairs) > 1:
+                raise MemoryError("too many pairs")
+            self.pairs = getattr(self, "pairs", 0) + 1
+            if self.pairs == 3:
+                raise RuntimeError("this pair")
+            return super().encode(pairs)
+
+    found = predict(Narrow(model, processor), rows, tmp_path, {}, batch_size=4)
+    failed = [entry for entry in found if "error" in entry]
+    assert len(failed) == 6 and {entry["error"] for entry in failed} == {"RuntimeError: this pair"}
+    assert all(one == other for one, other in zip(found, answers, strict=True) if "error" not in one)
+
+
 def test_four_bits_on_the_cpu(processor, rows):
     from deltavlm_hf.quantization import four_bit_config
 

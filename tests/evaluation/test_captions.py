@@ -254,6 +254,20 @@ def test_wrong_input():
         score_by_change(["a", "b"], [["a"], ["b"]], [True])
 
 
+def test_when_java_dies():
+    """In a process of its own, since a hang is what must not be."""
+    code = """
+import os
+from deltavlm_hf.evaluation import Protocol, captions, score_captions
+words = Protocol("levir-words", vocabulary={"a": 1, "b": 2})
+first = score_captions(["a b"], [["a b a"]], words).overall["METEOR"]
+os.kill(captions._meteor(os.getpid()).meteor_p.pid, 9)
+assert score_captions(["a b"], [["a b a"]], words).overall["METEOR"] == first
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_metric_for_the_package_evaluate():
     predictions, references = [MADE[name][1] for name in "abc"], [MADE[name] for name in "abc"]
     metric = evaluate.load(metric_path("change_captions"))

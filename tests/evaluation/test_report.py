@@ -78,6 +78,43 @@ def test_mixed_answers_by_hand(texts, right):
     assert cases[0].score == 1 and cases[1].score < 0.02
 
 
+def test_dialogues_that_contradict_themselves(texts):
+    row = next(row for row in texts if row["task"] == "dialogue")
+    others = [["yes", "no new roads, no new buildings", "x"], ["no", "1 new road, no new buildings", "x"]]
+    agreeing = ["yes", "1 new road, no new buildings", "x"]
+    results, _ = evaluate_predictions([row] * 3, [{"answers": answers} for answers in (*others, agreeing)])
+    assert results["dialogue"]["consistent"] == pytest.approx(1 / 3)
+    spoken = {**row, "turns": [{**row["turns"][0], "answer": "There are changes."}]}
+    results, _ = evaluate_predictions([spoken], [{"answers": ["There are changes."]}])
+    assert results["dialogue"]["turns"] == 1  # word for word, where the grammar does not read
+
+
+def test_failed_captions_say_nothing_about_change(texts):
+    rows = [{**row, "changed": True} for row in texts if row["task"] == "caption"]
+    results, _ = evaluate_predictions(rows, [{"error": "out of memory"}] * len(rows))
+    read = results["caption"]["yes_no_from_captions"]
+    assert read["accuracy"] == read["recall"] == 0 and read["unparsed"] == len(rows)
+
+
+def test_confusion_and_worst_cases_are_the_right_way_round(rows, texts, tmp_path):
+    binary = [row for row in texts if row["task"] == "binary"]
+    answers = ["yes" if index < 5 else "no" for index in range(8)]
+    results, cases = evaluate_predictions(binary, [{"answers": [answer]} for answer in answers])
+    truths = [row["turns"][0]["answer"] for row in binary]
+    figures = results["binary"]
+    for name, said, truth in (
+        ("true_positives", "yes", "yes"),
+        ("false_positives", "yes", "no"),
+        ("false_negatives", "no", "yes"),
+        ("true_negatives", "no", "no"),
+    ):
+        assert figures[name] == list(zip(answers, truths, strict=True)).count((said, truth))
+    select = rows.filter(lambda task: task == "binary", input_columns="task")
+    write_report(tmp_path, {"x": results}, cases, select, title="t", settings={})
+    shown = re.findall(r"score (\d\.\d\d)", (tmp_path / "report.html").read_text())
+    assert shown == sorted(shown) and "1.00" in shown and "0.00" in shown
+
+
 def test_truths_that_cannot_be_read_are_left_out_and_told(rows, texts, right, tmp_path):
     changed = list(texts)
     index = next(index for index, row in enumerate(changed) if row["task"] == "count")
@@ -96,6 +133,8 @@ def test_truths_that_cannot_be_read_are_left_out_and_told(rows, texts, right, tm
     [
         (lambda answers: answers[:-1], "Expected a prediction for each row; got 47 for 48 rows."),
         (lambda answers: [{**answers[0], "id": "x"}, *answers[1:]], "Prediction 0 is for record 'x'"),
+        (lambda answers: [{"answers": "yes"}, *answers[1:]], "Prediction 0 must have a list of 1 answers, got 'yes'"),
+        (lambda answers: [{"answers": []}, *answers[1:]], "Prediction 0 must have a list of 1 answers, got []"),
     ],
 )
 def test_predictions_of_other_rows_are_refused(texts, right, change, message):

@@ -41,11 +41,21 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 Turns = tuple[tuple[str, str], ...]  # questions with their answers
 
 _WORDS = (*NUMBERS, *"eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty".split())
-_NUMBER = rf"(?<![\w,.-])(\d{{1,3}}(?:,\d{{3}})+|\d+|a|an|{'|'.join(_WORDS)})"
-_ROADS = re.compile(rf"{_NUMBER} (?:new )?roads?\b")
-_BUILDINGS = re.compile(rf"{_NUMBER} (?:new )?buildings?\b")
-_NEITHER = re.compile(r"\bno (?:new |changes? (?:in|to) )?(?:the )?roads? (?:or|and) (?:new )?buildings?\b")
-_CELL_LISTS = re.compile(r"(road|building)s?:? *\[([^][]*)\][,;]? *(?:and )?(road|building)s?:? *\[([^][]*)\]\.?")
+_DIGITS = rf"(\d{{1,3}}(?:,\d{{3}})+|\d+|a|an|zero|{'|'.join(_WORDS)})"
+_NUMBER = rf"(?<![\w.-])(?<!\d,)(?<!\d to )(?<!\d or ){_DIGITS}"  # neither part of a number nor the end of a range
+_NEW = r"(?:new |newly built |newly constructed |additional )?"
+_COUNTED = {
+    kind: (re.compile(rf"{_NUMBER} {_NEW}{kind}s?\b"), re.compile(rf"\b{kind}s? ?: ?{_DIGITS}\b"))
+    for kind in ("road", "building")
+}
+_NONE_OF = {
+    kind: re.compile(rf"\bno (?:{_NEW}|changes? (?:in|to) )(?:the )?(?:{other}s? (?:or|and) {_NEW})?{kind}s?\b")
+    for kind, other in (("road", "building"), ("building", "road"))
+}
+_YES_NO = re.compile(r"\W*(yes|no)\b\W*(?:$|(?<=[,.;:!])\s)", re.ASCII)
+_CELL_LISTS = re.compile(
+    r"(?:- ?)?(road|building)s? ?:? *\[([^][]*)\][,;]? *(?:and |- ?)?(road|building)s? ?:? *\[([^][]*)\][.,]?"
+)
 
 
 def format_count(facts: Facts) -> str:
@@ -58,21 +68,23 @@ def parse_count(answer: str) -> tuple[int, int] | None:
     The numbers of changed roads and buildings in an answer, or None where one of them is not said.
 
     It reads [`format_count`]'s form, ChangeChat-105k's ("there are no changes in roads or buildings", "No roads has
-    changed, and 2 buildings has changed.") and what lies between: numbers as words or digits, "new" or not.
+    changed, and 2 buildings has changed.") and what lies between: numbers as words or digits, "new" or not, "Roads:
+    2".
     """
     text = " ".join(answer.lower().split())
-    if _NEITHER.search(text):
-        return 0, 0
-    roads, buildings = _ROADS.search(text), _BUILDINGS.search(text)
-    if roads is None or buildings is None:
-        return None
-    return _read_number(roads[1]), _read_number(buildings[1])
+    roads, buildings = _read_number(text, "road"), _read_number(text, "building")
+    return None if roads is None or buildings is None else (roads, buildings)
 
 
-def _read_number(word: str) -> int:
-    if word[0].isdecimal():
-        return int(word.replace(",", ""))
-    return 1 if word in ("a", "an") else _WORDS.index(word)
+def _read_number(text: str, kind: str) -> int | None:
+    for pattern in _COUNTED[kind]:
+        match = pattern.search(text)
+        if match:
+            word = match[1]
+            if word[0].isdecimal():
+                return int(word.replace(",", ""))
+            return {"a": 1, "an": 1, "zero": 0}.get(word) if word in ("a", "an", "zero") else _WORDS.index(word)
+    return 0 if _NONE_OF[kind].search(text) else None
 
 
 def format_grid(facts: Facts) -> str:
@@ -82,13 +94,14 @@ def format_grid(facts: Facts) -> str:
 def parse_grid(answer: str) -> tuple[np.ndarray, np.ndarray] | None:
     """
     The cells of roads and of buildings, `(9,)` bool each, in an answer of [`format_grid`]'s form, or None. Colons may
-    be missing, names may be in quotes and in any order, buildings may come before roads.
+    be missing, names may be in quotes and in any order, buildings may come before roads; JSON and list marks are read,
+    "top left", and "center" for the middle.
     """
-    match = _CELL_LISTS.fullmatch(" ".join(answer.lower().split()))
+    match = _CELL_LISTS.fullmatch(" ".join(re.sub(r"[{}\"'*`]", "", answer.lower()).split()))
     if match is None or match[1] == match[3]:
         return None
     named = {
-        kind: [name.strip(" '\"") for name in names.split(",") if name.strip()]
+        kind: [_cell(name) for name in names.split(",") if name.strip()]
         for kind, names in (match.group(1, 2), match.group(3, 4))
     }
     if not set(named["road"] + named["building"]) <= set(CELLS):
@@ -97,9 +110,15 @@ def parse_grid(answer: str) -> tuple[np.ndarray, np.ndarray] | None:
     return roads, buildings
 
 
+def _cell(name: str) -> str:
+    name = "-".join(name.split())
+    return "center-center" if name == "center" else name
+
+
 def parse_yes_no(answer: str) -> bool | None:
-    """True for "yes", False for "no", in any case and with any end mark; None for anything else."""
-    return {"yes": True, "no": False}.get(answer.strip().lower().rstrip(".!"))
+    """True for an answer that is "yes" or begins with it before a comma or stop, False for "no" alike; else None."""
+    match = _YES_NO.match(answer.lower())
+    return None if match is None else match[1] == "yes"
 
 
 def says_change(captions: Sequence[str]) -> bool:

@@ -1,5 +1,8 @@
 """Answers for a whole data set: each pair is encoded once, a killed run goes on, processes share the work."""
 
+import hashlib
+import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +19,8 @@ from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from ..processing.processing_deltavlm import Turn
+
+logger = logging.getLogger(__name__)
 
 Pair = tuple[Image.Image, Image.Image]
 _KEY = ("index",)
@@ -109,8 +114,10 @@ def predict(
     state = process_state()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    made_with = {**made_with, "rows": len(rows), "own_history": own_history}
+    made_with = {**made_with, "rows": _digest(rows), "own_history": own_history}
     before = _read(folder, made_with)
+    if before and state.is_main_process:
+        logger.warning("%d answers are taken from an earlier run: %s", len(before), folder)
     state.wait_for_everyone()
     journal = Journal(folder / f"predictions.{state.process_index}.jsonl", made_with, _KEY)
 
@@ -122,7 +129,13 @@ def predict(
     with tqdm(total=total, desc="answers", unit="record", disable=not state.is_main_process) as bar:
         for chunk in waiting:
             todo = [pair for pair in chunk if pair]
-            for entry in _answer_chunk(answerer, rows, todo, batch_size, own_history):
+            try:
+                entries = list(_answer_chunk(answerer, rows, todo, batch_size, own_history))
+            except Exception:  # find out which of the pairs it was
+                entries = [
+                    entry for pair in todo for entry in _answer_pair(answerer, rows, pair, batch_size, own_history)
+                ]
+            for entry in entries:
                 journal.append(entry)
                 bar.update()
     state.wait_for_everyone()
@@ -140,6 +153,12 @@ def _read(folder: Path, made_with: dict[str, Any]) -> dict[int, dict]:
     return entries
 
 
+def _digest(rows: datasets.Dataset) -> str:
+    """Tells one list of questions from another."""
+    texts = rows.with_format(None).select_columns(["id", "turns"])
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
+
+
 def _group(rows: datasets.Dataset) -> list[list[int]]:
     """The rows of each pair, which need not stand together."""
     pairs: dict[Any, list[int]] = {}
@@ -149,13 +168,25 @@ def _group(rows: datasets.Dataset) -> list[list[int]]:
 
 
 def pair_key(row: dict) -> tuple:
-    """What tells the pair of a row from others, its images undecoded: their paths or, without, their bytes."""
-    return tuple(image["path"] or hash(image["bytes"]) for image in (row["before"], row["after"]))
+    """What tells the pair of a row from others, its images undecoded: their bytes or, without, their paths."""
+    return tuple(hash(image["bytes"]) if image["bytes"] else image["path"] for image in (row["before"], row["after"]))
 
 
 def _chunks(pairs: list[list[int]], size: int) -> Iterator[list[list[int]]]:
     for start in range(0, len(pairs), size):
         yield pairs[start : start + size]
+
+
+def _answer_pair(
+    answerer: Answerer, rows: datasets.Dataset, pair: list[int], batch_size: int, own_history: bool
+) -> list[dict[str, Any]]:
+    """Answers all rows about one pair, or says for each why not."""
+    try:
+        return list(_answer_chunk(answerer, rows, [pair], batch_size, own_history))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        found = [{"index": index, **{key: rows[index][key] for key in ("id", "task")}} for index in pair]
+        return [{**entry, "error": reason} for entry in found]
 
 
 def _answer_chunk(

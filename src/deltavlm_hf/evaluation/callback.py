@@ -1,12 +1,13 @@
 """The same figures during training: generated answers to a validation set at every evaluation of `Trainer`."""
 
+import shutil
 from pathlib import Path
 
 import datasets
 from transformers import TrainerCallback
 
 from ..processing import DeltaVLMProcessor
-from .answering import ModelAnswerer, predict
+from .answering import ModelAnswerer, predict, process_state
 from .captions import Protocol
 from .score import evaluate_predictions
 
@@ -55,6 +56,10 @@ class AnswerMetrics(TrainerCallback):
         model.eval()
         answerer = ModelAnswerer(model, self.processor, **self.generate_kwargs)
         folder = Path(args.output_dir) / "answers" / str(state.global_step)
+        processes = process_state()
+        if processes.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)  # of another run, or of this one before it was killed
+        processes.wait_for_everyone()
         predictions = predict(answerer, self.rows, folder, {"step": state.global_step}, batch_size=self.batch_size)
         model.train(training)
         texts = self.rows.remove_columns(["before", "after"])

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -199,6 +200,21 @@ def _meteor(process: int) -> Meteor:
     return Meteor()
 
 
+def _score_meteor(right: dict, said: dict) -> tuple[float, list[float]]:
+    """Starts Java anew, once, if it has died."""
+    try:
+        return _meteor(os.getpid()).compute_score(right, said)
+    except (OSError, ValueError):  # a broken pipe, or no more lines
+        broken = _meteor(os.getpid())
+        broken.meteor_p.kill()
+        with suppress(OSError):
+            broken.meteor_p.stdin.close()
+        if broken.lock.locked():  # pycocoevalcap keeps it when it fails, and would wait for it for ever
+            broken.lock.release()
+        _meteor.cache_clear()
+        return _meteor(os.getpid()).compute_score(right, said)
+
+
 def _score(predictions: list[str], references: list[list[str]]) -> CaptionScores:
     said = {index: [text] for index, text in enumerate(predictions)}
     right = dict(enumerate(references))
@@ -213,7 +229,7 @@ def _score(predictions: list[str], references: list[list[str]]) -> CaptionScores
     each = {name: list(map(float, values)) for name, values in zip(SCORES, each_bleu, strict=False)}
     each |= {"ROUGE-L": list(map(float, each_rouge)), "CIDEr": list(map(float, each_cider))}
     if has_java("METEOR is left out"):
-        overall["METEOR"], each["METEOR"] = _meteor(os.getpid()).compute_score(right, said)
+        overall["METEOR"], each["METEOR"] = _score_meteor(right, said)
     return CaptionScores({name: overall[name] for name in SCORES}, each)
 
 

@@ -31,6 +31,9 @@ def score_yes_no(predictions: Sequence[bool | None], truths: Sequence[bool]) -> 
         ValueError: if the two differ in length or are empty.
     """
     _check(predictions, truths)
+    for said in (*predictions, *truths):
+        if not (said is None or isinstance(said, bool | np.bool_)):
+            raise ValueError(f"Expected True or False, or None for what could not be read; got {said!r}.")
     pairs = [(not truth if said is None else said, truth) for said, truth in zip(predictions, truths, strict=True)]
     outcomes = ((True, True), (True, False), (False, True), (False, False))  # what was said, what is true
     found, alarms, missed, rejected = map(pairs.count, outcomes)

@@ -17,7 +17,7 @@ from ..data.rules import CELLS
 from ..data.show import figure, undecoded
 from ..files import write_whole
 from . import published
-from .score import Case
+from .score import Case, unreadable
 
 WORST = 8  # cases shown for each task
 HERE = "measured here"
@@ -346,7 +346,7 @@ def _plots(results: dict[str, dict]) -> Iterator[str]:
 
 def _worst(cases: list[Case], rows: datasets.Dataset) -> Iterator[str]:
     for task in dict.fromkeys(case.row["task"] for case in cases):
-        of_task = [case for case in cases if case.row["task"] == task]
+        of_task = [case for case in cases if case.row["task"] == task and not unreadable(case)]
         yield f"<h2>Worst cases: {task}</h2>"
         for case in sorted(of_task, key=lambda case: case.score)[:WORST]:
             yield _article(case, rows)

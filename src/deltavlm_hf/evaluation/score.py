@@ -66,6 +66,9 @@ def evaluate_predictions(
     for index, (row, prediction) in enumerate(zip(everything, predictions, strict=True)):
         if prediction.get("id", row["id"]) != row["id"]:
             raise ValueError(f"Prediction {index} is for record {prediction['id']!r}, the row is {row['id']!r}.")
+        answers = prediction.get("answers")
+        if answers is not None and (isinstance(answers, str) or len(answers) != len(row["turns"])):
+            raise ValueError(f"Prediction {index} must have a list of {len(row['turns'])} answers, got {answers!r}.")
         cases[row["task"]].append(Case(index, row, prediction))
     results = {}
     for task, found in cases.items():
@@ -86,6 +89,12 @@ def _resampled(score: Callable[[list, list], dict], said: list, truths: list, na
     return bootstrap_interval(
         lambda chosen: score([said[i] for i in chosen], [truths[i] for i in chosen])[name], len(said), resamples=400
     )
+
+
+def unreadable(case: Case) -> bool:
+    """Whether a case's right answer cannot be read, so that nothing can be said about the given one."""
+    task = case.row["task"]
+    return task in _READ and _READ[task](case.row["turns"][0]["answer"]) is None
 
 
 def _readable(cases: list[Case], task: str) -> tuple[list[Case], list, list]:
@@ -175,7 +184,8 @@ def _caption(cases: list[Case], protocol: Protocol | None, intervals: bool) -> d
     result = _texts(cases, protocol, intervals)
     flags = [case.row["changed"] for case in cases]
     truths = [says_change(case.references) if flag is None else flag for case, flag in zip(cases, flags, strict=True)]
-    result["yes_no_from_captions"] = score_yes_no([says_change([case.answers[-1]]) for case in cases], truths)
+    said = [says_change([case.answers[-1]]) if case.answers[-1].strip() else None for case in cases]
+    result["yes_no_from_captions"] = score_yes_no(said, truths)
     return result
 
 
@@ -208,12 +218,11 @@ def _dialogue(cases: list[Case], protocol: Protocol | None, intervals: bool) -> 
 
 
 def _same(answer: str, truth: str, task: str) -> bool:
-    """Whether two answers say the same: as read by the task's grammar, else word for word."""
+    """Whether two answers say the same: as read by the task's grammar, or word for word where that cannot read it."""
     if task in _READ:
         one, other = _READ[task](answer), _READ[task](truth)
-        if one is None or other is None:
-            return False
-        return bool(np.array_equal(np.asarray(one), np.asarray(other)))
+        if other is not None:
+            return one is not None and bool(np.array_equal(np.asarray(one), np.asarray(other)))
     return _plain(answer) == _plain(truth)
 
 
