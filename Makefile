@@ -17,7 +17,7 @@ demo: .venv/.installed  ## ask the model that ships with the package about a gen
 test: .venv/.installed-dev  ## run all tests
 	$(BIN)/python -m pytest
 
-tiny: .venv/.installed-dev  ## make the small model inside the package anew, from seed to weights (about an hour)
+tiny: .venv/.installed-dev  ## make the small model inside the package anew, from seed to weights (an hour or more)
 	$(BIN)/python examples/train_tiny.py --output src/deltavlm_hf/tiny_model
 
 style: .venv/.installed-dev  ## put the code into the project's style
