@@ -193,7 +193,7 @@ class TestErrors:
 
     def test_images_given_twice(self, small_model, small_inputs):
         pair_features = small_model.encode_pair(small_inputs["pixel_values"])
-        with pytest.raises(ValueError, match="exactly one, got both"):
+        with pytest.raises(ValueError, match="exactly one, got pixel_values and pair_features"):
             small_model(**small_inputs, pair_features=pair_features)
 
     def test_foreign_pair_features(self, small_model, small_inputs):
