@@ -67,7 +67,7 @@ def test_a_short_run_learns(around_smollm, tmp_path, four_bit):
         report_to="none",
         use_cpu=True,
     )
-    rows = TrainingRows(load_generated(8, 4_950_000, tasks=["binary"]))
+    rows = TrainingRows(load_generated(4, 4_950_000, tasks=["binary"]))
     trainer = DeltaVLMTrainer(model, args, train_dataset=rows, eval_dataset=rows.rows, processing_class=processor)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()

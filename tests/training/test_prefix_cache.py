@@ -5,7 +5,9 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoProcessor
 
+import deltavlm_hf
 from deltavlm_hf.data import PairCollator, load_generated
 from deltavlm_hf.data.show import undecoded
 from deltavlm_hf.training import FreezePolicy, PrefixCache, freeze
@@ -55,6 +57,16 @@ def test_each_image_is_computed_once(frozen, tiny_processor, pairs, tmp_path):
     assert again.fill(pairs) == 0
     state = (tmp_path / again.folder / "states.bin").stat().st_size
     assert state == 10 * 145 * 128 * 2
+
+
+def test_a_processor_that_was_saved_finds_the_same_states(frozen, tiny_processor, pairs, tmp_path):
+    cache = PrefixCache(tmp_path, frozen, AutoProcessor.from_pretrained(deltavlm_hf.tiny()))
+    tiny_processor.save_pretrained(tmp_path / "saved")
+    for processor in (tiny_processor, AutoProcessor.from_pretrained(tmp_path / "saved")):
+        assert PrefixCache(tmp_path, frozen, processor).folder == cache.folder
+    tiny = AutoProcessor.from_pretrained(deltavlm_hf.tiny())
+    tiny.image_processor.image_mean = [0.0, 0.0, 0.0]
+    assert PrefixCache(tmp_path, frozen, tiny).folder != cache.folder
 
 
 def test_other_weights_precision_or_preprocessing_are_kept_apart(frozen, tiny_processor, pairs, tmp_path):

@@ -19,6 +19,8 @@ from ..processing import DeltaVLMProcessor
 
 _KEPT_AS = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}  # NumPy has no bfloat16
 
+_NOT_SETTINGS = ("auto_map", "image_processor_type", "processor_class")  # which saving and loading add
+
 
 class PrefixCache:
     """
@@ -84,6 +86,7 @@ class PrefixCache:
                 summary.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 summary.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         settings = self.processor.image_processor.to_dict()
+        settings = {name: value for name, value in settings.items() if name not in _NOT_SETTINGS and name[0] != "_"}
         summary.update(json.dumps(settings, sort_keys=True, default=str).encode())
         summary.update(f"{vision.config.num_attention_heads} {vision.config.layer_norm_eps} {self.dtype}".encode())
         return summary.hexdigest()[:24]
