@@ -42,3 +42,9 @@ def quantised_part_only(model: PreTrainedModel) -> None:
         if mark in vars(model):
             setattr(model.language_model, mark, vars(model).pop(mark))
     del model.config.quantization_config
+    # On CPUs with bf16 instructions, bitsandbytes repacks weights in the first evaluation for a kernel that has no
+    # backward: every gradient would be 0 from then on, without an error.
+    for module in model.language_model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.state_dict()  # unpacks what was packed already
+            module.support_avx512bf16_for_cpu = False

@@ -47,6 +47,26 @@ def test_gradients_are_those_of_the_dequantised_model(quantised, tiny_processor,
     assert compared > 100
 
 
+def test_gradients_survive_an_evaluation(quantised, batch):
+    """Before and after `freeze`; bitsandbytes has a kernel for evaluation on the CPU that knows no gradients."""
+    quantised.eval()
+    with torch.no_grad():
+        quantised(**batch)
+    freeze(quantised)
+    gradients = []
+    for _ in range(2):
+        quantised.zero_grad()
+        quantised.train()
+        torch.manual_seed(0)  # dropout
+        quantised(**batch).loss.backward()
+        gradients.append(quantised.language_projection.weight.grad.clone())
+        quantised.eval()
+        with torch.no_grad():
+            quantised(**batch)
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients)
+
+
 def test_trainer_takes_it_and_its_checkpoint_loads_either_way(quantised, tiny_processor, rows, base, tmp_path):
     freeze(quantised)
     args = DeltaVLMTrainingArguments(
