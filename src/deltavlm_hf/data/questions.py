@@ -41,7 +41,8 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 Turns = tuple[tuple[str, str], ...]  # questions with their answers
 
 _WORDS = (*NUMBERS, *"eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty".split())
-_DIGITS = rf"(\d{{1,3}}(?:,\d{{3}})+|\d+|a|an|zero|{'|'.join(_WORDS)})"
+_VALUES = {"a": 1, "an": 1, "zero": 0, **{word: value for value, word in enumerate(_WORDS)}}
+_DIGITS = rf"(\d{{1,3}}(?:,\d{{3}})+|\d+|{'|'.join(_VALUES)})"
 _NUMBER = rf"(?<![\w.-])(?<!\d,)(?<!\d to )(?<!\d or ){_DIGITS}"  # neither part of a number nor the end of a range
 _NEW = r"(?:new |newly built |newly constructed |additional )?"
 _COUNTED = {
@@ -81,9 +82,7 @@ def _read_number(text: str, kind: str) -> int | None:
         match = pattern.search(text)
         if match:
             word = match[1]
-            if word[0].isdecimal():
-                return int(word.replace(",", ""))
-            return {"a": 1, "an": 1, "zero": 0}.get(word) if word in ("a", "an", "zero") else _WORDS.index(word)
+            return _VALUES[word] if word in _VALUES else int(word.replace(",", ""))
     return 0 if _NONE_OF[kind].search(text) else None
 
 

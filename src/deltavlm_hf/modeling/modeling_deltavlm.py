@@ -132,14 +132,14 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
             ValueError: if weights in 4-bit would have to be written, though the rest is trained in full precision.
         """
         left_out, sources = self._keys_to_ignore_on_save, self.config.weight_sources
-        if not (only_trained and left_out):
+        whole = not (only_trained and left_out)
+        if whole and getattr(getattr(self, "language_model", None), "is_quantized", False):
+            raise ValueError(
+                "The language model is in 4-bit around trained parts in full precision: save only what was trained "
+                "(`leave_out_frozen(model)`), load that without quantisation and save it whole."
+            )
+        if whole:
             self._keys_to_ignore_on_save = self.config.weight_sources = None
-            if getattr(getattr(self, "language_model", None), "is_quantized", False):
-                self._keys_to_ignore_on_save, self.config.weight_sources = left_out, sources
-                raise ValueError(
-                    "The language model is in 4-bit around trained parts in full precision: save only what was "
-                    "trained (`leave_out_frozen(model)`), load that without quantisation and save it whole."
-                )
         try:
             return super().save_pretrained(save_directory, *args, **kwargs)
         finally:

@@ -145,7 +145,8 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
         base = os.path.abspath(base)  # found from every working directory
     whole = {"name_or_path": base, "revision": getattr(model.config, "_commit_hash", None), "prefix": ""}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    unplaced = {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
+    tensors = model.state_dict()
+    unplaced = {name: tensor for name, tensor in tensors.items() if name not in trained}
     quantised = tuple(
         f"{name}." for name, module in model.named_modules() if hasattr(getattr(module, "weight", None), "quant_state")
     )
@@ -167,7 +168,6 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
         left_out += same
         for name in same:
             del unplaced[name]
-    tensors = model.state_dict()
     elsewhere = {tensors[name].data_ptr() for name in left_out}
     left_out += [name for name in unplaced if tensors[name].data_ptr() in elsewhere]  # tied to one of them
     model.keep_out_of_checkpoints(left_out, needed)

@@ -1,7 +1,5 @@
 """`Trainer` for DeltaVLM: rows in their own order, small checkpoints, cached vision states."""
 
-import logging
-
 import torch
 from transformers import EarlyStoppingCallback, Trainer
 
@@ -11,8 +9,6 @@ from .arguments import DeltaVLMTrainingArguments
 from .freezing import leave_out_frozen
 from .prefix_cache import PrefixCache
 from .rows import RowSampler, TrainingRows
-
-logger = logging.getLogger(__name__)
 
 
 class DeltaVLMTrainer(Trainer):
