@@ -44,6 +44,9 @@ class DeltaVLMConfig(PreTrainedConfig):
         weight_sources (`list[dict]`, *optional*):
             Of a small checkpoint: where the weights are that it leaves out, see `weight_sources.py`. Its files name
             them; pass it to `from_pretrained` to read them from another place.
+        language_model_lora (`dict`, *optional*):
+            Settings of PEFT's `LoraConfig`, where the language model has a LoRA adapter, whose weights are then among
+            the model's. `save_pretrained` fills it in, `from_pretrained` makes the adapter of it.
 
     Raises:
         ValueError: if `difference_module` is unknown, or the vision width does not suit `spatial_position_codes`.
@@ -68,6 +71,7 @@ class DeltaVLMConfig(PreTrainedConfig):
     post_layernorm_eps: float = 1e-5
     initializer_range: float = 0.02
     weight_sources: list | None = None
+    language_model_lora: dict | None = None
 
     def __post_init__(self, **kwargs):
         if self.qformer_config is None:

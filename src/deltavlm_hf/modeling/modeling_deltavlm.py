@@ -33,6 +33,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_deltavlm import DeltaVLMConfig
 from .csrm import Concatenation, CrossSemanticRelationMeasuring
+from .lora import IN_NAMES, lora_settings, make_lora_config, without_adapter
 from .spatial_codes import sincos_2d
 from .weight_sources import add_missing, open_weights
 
@@ -91,6 +92,10 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
         sources = model.config.weight_sources
+        if model.config.language_model_lora and checkpoint_files:
+            with ExitStack() as stack:
+                weights = open_weights(checkpoint_files, stack)
+                model._lora_weights = {name: weight[...] for name, weight in weights.items() if IN_NAMES in name}
         if not sources or state_dict is not None:
             return InstructBlipPreTrainedModel._load_pretrained_model(
                 model, state_dict, checkpoint_files, load_config, expected_keys
@@ -103,6 +108,7 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
         with ExitStack() as stack:
             weights = open_weights(checkpoint_files, stack)
             add_missing(weights, set(model.state_dict()), sources, stack, **(load_config.download_kwargs or {}))
+            weights = {name: weight for name, weight in weights.items() if IN_NAMES not in name}
             if is_deepspeed_zero3_enabled():
                 weights = {name: weight[...] for name, weight in weights.items()}
             return InstructBlipPreTrainedModel._load_pretrained_model(model, weights, None, load_config, expected_keys)
@@ -118,18 +124,28 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
         self._keys_to_ignore_on_save = list(names)
         self.config.weight_sources = list(sources)
 
-    def save_pretrained(self, save_directory, *args, only_trained: bool = True, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        *,
+        only_trained: bool = True,
+        **kwargs,
+    ):
         """
-        As in Transformers.
+        As in Transformers. A LoRA adapter of the language model (`model.language_model.add_adapter(LoraConfig())`) is
+        saved with the rest, and `from_pretrained` restores it.
 
         Args:
             save_directory (`str` or `os.PathLike`): the folder.
+            is_main_process, state_dict, kwargs: see [`~PreTrainedModel.save_pretrained`].
             only_trained (`bool`, *optional*, defaults to `True`): after [`keep_out_of_checkpoints`], leave those
                 weights out. With `False`, or where that was not called, everything is written.
-            args, kwargs: see [`~PreTrainedModel.save_pretrained`].
 
         Raises:
-            ValueError: if weights in 4-bit would have to be written, though the rest is trained in full precision.
+            ValueError: if weights in 4-bit would have to be written, though the rest is trained in full precision, or
+                if the language model has another adapter than a single LoRA.
         """
         left_out, sources = self._keys_to_ignore_on_save, self.config.weight_sources
         whole = not (only_trained and left_out)
@@ -138,10 +154,15 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
                 "The language model is in 4-bit around trained parts in full precision: save only what was trained "
                 "(`leave_out_frozen(model)`), load that without quantisation and save it whole."
             )
+        adapters = getattr(getattr(self, "language_model", None), "peft_config", None)
+        if adapters:
+            self.config.language_model_lora = lora_settings(adapters)
+            tensors = self.state_dict() if state_dict is None else state_dict
+            state_dict = {without_adapter(name): tensor for name, tensor in tensors.items()}
         if whole:
             self._keys_to_ignore_on_save = self.config.weight_sources = None
         try:
-            return super().save_pretrained(save_directory, *args, **kwargs)
+            return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         finally:
             self._keys_to_ignore_on_save, self.config.weight_sources = left_out, sources
 
@@ -360,13 +381,36 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
     """
 
     main_input_name = "input_ids"
-    _keys_to_ignore_on_load_unexpected = None
+    _keys_to_ignore_on_load_unexpected = [r"\.lora_"]
 
     def __init__(self, config: DeltaVLMConfig):
         super().__init__(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self._language_model_inputs = set(inspect.signature(self.language_model.forward).parameters)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in Transformers; with the LoRA adapter that the language model was saved with, if it has one."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.language_model_lora:
+            model._restore_lora()
+        return loaded
+
+    def _restore_lora(self) -> None:
+        # From here PEFT knows which kind of layer to put around a quantised one.
+        self.language_model.is_loaded_in_4bit = getattr(self, "is_loaded_in_4bit", False)
+        self.language_model.add_adapter(make_lora_config(self.config.language_model_lora))
+        weights = self.__dict__.pop("_lora_weights", {})
+        expected = {name for name in self.state_dict() if IN_NAMES in name}
+        if weights.keys() != expected:
+            raise ValueError(
+                "The weights of the language model's LoRA adapter do not fit `language_model_lora` of its "
+                f"configuration: {len(expected)} expected, {len(weights)} found."
+            )
+        self.load_state_dict(weights, strict=False)
+        self.language_model.requires_grad_(False).eval()  # what is added is in training mode
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()

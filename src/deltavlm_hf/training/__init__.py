@@ -13,6 +13,7 @@ _MODULES = {
     "freeze": "freezing",
     "last_complete_checkpoint": "checkpoints",
     "leave_out_frozen": "freezing",
+    "merge_lora": "freezing",
     "trainable_table": "freezing",
 }
 

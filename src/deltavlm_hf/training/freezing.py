@@ -4,11 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..modeling import DeltaVLMForConditionalGeneration
+from ..modeling.lora import IN_NAMES, make_lora_config, without_adapter
 from ..modeling.weight_sources import digest, find_files, first_values, open_weights, shape
 from ..quantization import quantised_part_only
 
@@ -26,6 +28,8 @@ class FreezePolicy:
         qformer (`bool`, *optional*, defaults to `True`): the Q-Former and its queries.
         projection (`bool`, *optional*, defaults to `True`): the projection to the language model.
         language_model (`bool`, *optional*, defaults to `False`): the language model itself.
+        lora (`dict`, *optional*): settings of PEFT's `LoraConfig`, such as `{"r": 16, "lora_alpha": 32}`: a LoRA
+            adapter on the frozen language model trains. A model that has one already goes on with that.
     """
 
     vision_blocks: int = 2
@@ -33,6 +37,7 @@ class FreezePolicy:
     qformer: bool = True
     projection: bool = True
     language_model: bool = False
+    lora: dict[str, Any] | None = None
 
 
 def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None = None) -> None:
@@ -47,7 +52,8 @@ def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None 
         policy ([`FreezePolicy`], *optional*): by default the paper's.
 
     Raises:
-        ValueError: if the policy asks for what the model does not have.
+        ValueError: if the policy asks for what the model does not have, or for two things that exclude each other.
+        ImportError: if `lora` is asked for without PEFT.
     """
     policy = policy or FreezePolicy()
     layers = model.vision_model.encoder.layers
@@ -56,8 +62,15 @@ def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None 
             f"`vision_blocks` is {policy.vision_blocks}; the vision encoder has {len(layers)} blocks, or -1 for all."
         )
     quantised_part_only(model)
+    if policy.language_model and policy.lora is not None:
+        raise ValueError("`lora` trains an adapter on a frozen language model: leave out `language_model: true`.")
     if policy.language_model and getattr(model.language_model, "is_quantized", False):
-        raise ValueError("A language model in 4-bit cannot be trained: load it in bfloat16 or leave it frozen.")
+        raise ValueError(
+            "A language model in 4-bit cannot be trained: load it in bfloat16, leave it frozen, or train an adapter "
+            "on it (`lora`)."
+        )
+    if policy.lora is not None and not getattr(model.language_model, "peft_config", None):
+        model.language_model.add_adapter(make_lora_config(policy.lora))
     model.requires_grad_(False)
     trained: list[nn.Module | nn.Parameter] = []
     if policy.vision_blocks == -1:
@@ -72,6 +85,8 @@ def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None 
         trained.append(model.language_projection)
     if policy.language_model:
         trained.append(model.language_model)
+    if policy.lora is not None:
+        trained += [parameter for name, parameter in model.named_parameters() if IN_NAMES in name]
     for part in trained:
         part.requires_grad_(True)
     for parameter in model.parameters():
@@ -145,10 +160,12 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
         base = os.path.abspath(base)  # found from every working directory
     whole = {"name_or_path": base, "revision": getattr(model.config, "_commit_hash", None), "prefix": ""}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    tensors = model.state_dict()
+    tensors = {without_adapter(name): tensor for name, tensor in model.state_dict().items()}
     unplaced = {name: tensor for name, tensor in tensors.items() if name not in trained}
     quantised = tuple(
-        f"{name}." for name, module in model.named_modules() if hasattr(getattr(module, "weight", None), "quant_state")
+        f"{without_adapter(name)}."
+        for name, module in model.named_modules()
+        if hasattr(getattr(module, "weight", None), "quant_state")
     )
     left_out, needed = [], []
     for source in (whole, *(model.config.weight_sources or [])):
@@ -183,3 +200,30 @@ def _begin_alike(tensor: torch.Tensor, weight) -> bool:
     if tuple(tensor.shape) != shape(weight):
         return False
     return torch.equal(first_values(tensor.detach().cpu()), first_values(weight).to(tensor.dtype))
+
+
+def merge_lora(model: DeltaVLMForConditionalGeneration) -> None:
+    """
+    Adds a LoRA adapter of the language model to the weights that it stands beside: a plain model is left, which loads
+    without PEFT and answers as fast as one that never had an adapter.
+
+    Args:
+        model ([`DeltaVLMForConditionalGeneration`]): changed in place; loaded without quantisation.
+
+    Raises:
+        ValueError: if there is no adapter, or if the language model is quantised.
+    """
+    if not getattr(model.language_model, "peft_config", None):
+        raise ValueError("The language model has no adapter to merge.")
+    if getattr(model, "is_quantized", False) or getattr(model.language_model, "is_quantized", False):
+        raise ValueError("An adapter is merged into full weights: load the model without quantisation.")
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.language_model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge(safe_merge=True)
+            parent, _, child = name.rpartition(".")
+            setattr(model.language_model.get_submodule(parent), child, module.get_base_layer())
+    del model.language_model.peft_config
+    model.language_model._hf_peft_config_loaded = False
+    model.config.language_model_lora = None

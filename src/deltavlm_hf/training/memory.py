@@ -77,12 +77,17 @@ def estimate_memory(
 
     Returns:
         [`MemoryEstimate`].
+
+    Raises:
+        ValueError: if the policy asks for LoRA, whose layers cannot be made without content.
     """
+    if policy is not None and policy.lora is not None:
+        raise ValueError("Memory is not estimated with `lora`: estimate without it, and leave room for the adapter.")
     fake = FakeTensorMode()
     with fake, no_init_weights():
         model = DeltaVLMForConditionalGeneration._from_config(config, dtype=dtype)
         model.tie_weights()
-    freeze(model, policy)
+        freeze(model, policy)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     language_model = set(model.language_model.parameters())
     frozen_vision = sum(

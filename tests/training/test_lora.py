@@ -1,0 +1,181 @@
+"""A LoRA adapter on the frozen language model, through PEFT."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from deltavlm_hf.quantization import four_bit_config
+from deltavlm_hf.training import (
+    DeltaVLMTrainer,
+    DeltaVLMTrainingArguments,
+    FreezePolicy,
+    TrainingRows,
+    freeze,
+    leave_out_frozen,
+    merge_lora,
+    trainable_table,
+)
+
+POLICY = FreezePolicy(lora={"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1})
+
+
+def run(model, processor, rows, folder, **settings):
+    args = DeltaVLMTrainingArguments(
+        **{
+            "output_dir": str(folder),
+            "max_steps": 4,
+            "learning_rate": 1e-3,
+            "warmup_steps": 0,
+            "per_device_train_batch_size": 4,
+            "eval_strategy": "no",
+            "load_best_model_at_end": False,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            **settings,
+        }
+    )
+    return DeltaVLMTrainer(model, args, train_dataset=TrainingRows(rows), processing_class=processor)
+
+
+def load(folder, **kwargs):
+    return AutoModelForImageTextToText.from_pretrained(folder, **kwargs)
+
+
+@pytest.fixture
+def tuned(base, tiny_processor, rows, tmp_path):
+    """A model after a few steps with an adapter, saved as a small checkpoint in `run`."""
+    model = load(base)
+    freeze(model, POLICY)
+    trainer = run(model, tiny_processor, rows, tmp_path / "run")
+    trainer.train()
+    trainer.save_model()
+    return model.eval()
+
+
+def test_adapter_and_queries_train_and_the_language_model_does_not(base, tuned):
+    original = load(base).state_dict()
+    changed = set()
+    for name, tensor in tuned.state_dict().items():
+        plain = name.replace(".base_layer", "")
+        if plain not in original:
+            assert ".lora_" in name and (tensor.any() or "lora_A" in name)
+        elif not torch.equal(tensor, original[plain]):
+            changed.add(plain)
+    assert "query_tokens" in changed
+    assert not any(name.startswith("language_model.") for name in changed)
+    assert "lora_B" in str([name for name, weight in tuned.named_parameters() if weight.requires_grad])
+
+
+def test_the_small_checkpoint_holds_queries_and_adapter(tuned, batch, tmp_path):
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    adapter = [name for name in saved if ".lora_" in name]
+    assert "query_tokens" in saved and len(adapter) == 4 * 2 * 2
+    assert not any(name.startswith("language_model.") for name in saved.keys() - set(adapter))
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["language_model_lora"]
+    assert settings == {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1}
+    restored, information = load(tmp_path / "run", output_loading_info=True)
+    assert not information["missing_keys"] and not information["unexpected_keys"]
+    with torch.no_grad():
+        assert torch.equal(restored(**batch).logits, tuned(**batch).logits)
+    assert not any(weight.requires_grad for name, weight in restored.named_parameters() if ".lora_" in name)
+
+
+def test_a_process_that_never_heard_of_it(tuned, batch, tmp_path):
+    code = (
+        "from transformers import AutoModelForImageTextToText\n"
+        f"model = AutoModelForImageTextToText.from_pretrained({str(tmp_path / 'run')!r}, trust_remote_code=True)\n"
+        "print(sum(float(weight.double().abs().sum()) for weight in model.state_dict().values()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = sum(float(weight.double().abs().sum()) for weight in tuned.state_dict().values())
+    assert float(done.stdout) == pytest.approx(expected)
+
+
+def test_saved_whole_it_needs_no_base(base, tuned, batch, tmp_path):
+    tuned.save_pretrained(tmp_path / "whole", only_trained=False)
+    base.rename(tmp_path / "gone")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "whole")(**batch).logits, tuned(**batch).logits)
+
+
+def test_merged_it_is_a_plain_model(tuned, batch, tmp_path):
+    with torch.no_grad():
+        before = tuned(**batch).logits
+    merge_lora(tuned)
+    tuned.save_pretrained(tmp_path / "merged", only_trained=False)
+    assert not any("lora" in name for name in load_file(tmp_path / "merged" / "model.safetensors"))
+    merged = load(tmp_path / "merged")
+    assert merged.config.language_model_lora is None
+    with torch.no_grad():
+        torch.testing.assert_close(merged(**batch).logits, before, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="no adapter to merge"):
+        merge_lora(merged)
+
+
+def test_merged_it_can_still_be_a_small_checkpoint(tuned, batch, tmp_path):
+    """What the merge changed differs from the base, and is saved."""
+    merge_lora(tuned)
+    freeze(tuned)
+    leave_out_frozen(tuned)
+    tuned.save_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        torch.testing.assert_close(load(tmp_path / "merged")(**batch).logits, tuned(**batch).logits)
+
+
+def test_it_trains_on_a_4bit_language_model(base, tiny_processor, rows, batch, tmp_path):
+    model = load(base, quantization_config=four_bit_config(torch.float32))
+    freeze(model, POLICY)
+    assert "4-bit" in trainable_table(model)
+    trainer = run(model, tiny_processor, rows, tmp_path / "run")
+    trainer.train()
+    trainer.save_model()
+    assert all(weight.any() for name, weight in model.named_parameters() if "lora_B" in name)
+    with torch.no_grad():
+        expected = model.eval()(**batch).logits
+        again = load(tmp_path / "run", quantization_config=four_bit_config(torch.float32))
+        freeze(again, POLICY)  # without, bitsandbytes takes its kernel for evaluation, in bf16
+        torch.testing.assert_close(again(**batch).logits, expected, rtol=1e-4, atol=1e-4)
+        with pytest.raises(ValueError, match="without quantisation"):
+            merge_lora(again)
+        full = load(tmp_path / "run")
+        assert not torch.equal(full(**batch).logits, expected)
+    merge_lora(full)
+
+
+def test_it_goes_on_from_a_checkpoint(base, tiny_processor, rows, tmp_path):
+    whole = load(base)
+    freeze(whole, POLICY)
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    run(whole, tiny_processor, rows, tmp_path / "whole", **settings).train()
+    model = load(base)
+    freeze(model, POLICY)
+    run(model, tiny_processor, rows, tmp_path / "again", **settings).train(str(tmp_path / "whole" / "checkpoint-2"))
+    first, second = whole.state_dict(), model.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_trained_further(tuned, tmp_path):
+    model = load(tmp_path / "run")
+    freeze(model, POLICY)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert any(".lora_" in name for name in trained)
+    freeze(model)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert not any(".lora_" in name for name in trained)
+
+
+def test_what_cannot_be(base):
+    with pytest.raises(ValueError, match="leave out `language_model: true`"):
+        freeze(load(base), FreezePolicy(language_model=True, lora={}))
+    model = load(base)
+    model.language_model.add_adapter(LoraConfig(), adapter_name="mine")
+    with pytest.raises(ValueError, match="a single LoRA adapter, named 'default'"):
+        model.save_pretrained(base / "other")
