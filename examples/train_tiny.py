@@ -52,10 +52,10 @@ TRAIN_SEEDS, VALIDATION_SEEDS, TEST_SEEDS = 1_000_000, 2_000_000, 5_000_000  # w
 # Stage -> optimizer steps, batch size, learning rate.
 STAGES = {
     "language": (1000, 64, 1e-3),
-    "eyes": (2000, 32, 1e-3),
-    "align": (800, 32, 1e-3),
+    "eyes": (8000, 8, 1e-3),  # small batches learn more from the same pairs; Muon's matrices do not
+    "align": (3200, 8, 1e-3),
     "reread": (700, 64, 1e-3),
-    "speak": (400, 32, 2e-4),
+    "speak": (1600, 8, 2e-4),
 }
 MUON_RATE = 20  # the learning rate of Muon's matrices, relative to AdamW's
 DESCRIPTION_NOISE = 0.3  # relative to the embeddings: what the Q-Former writes later will not be exact either

@@ -7,14 +7,24 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from paths import OFFICIAL
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, InstructBlipConfig
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    LlamaConfig,
+)
 
-from deltavlm_hf import DeltaVLMConfig, convert_original_checkpoint
+from deltavlm_hf import DeltaVLMConfig, convert_instructblip, convert_original_checkpoint
+from deltavlm_hf.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +84,19 @@ def test_base_vision_from_an_instructblip_folder(tmp_path, model, sources, offic
     folder.mkdir()
     tensors = {f"vision_model.{name}": tensor for name, tensor in model.vision_model.state_dict().items()}
     names = sorted(tensors)
-    save_file({name: tensors[name] for name in names[::2]}, folder / "model-00001-of-00002.safetensors")
-    rest = {name: tensors[name] for name in names[1::2]}
-    save_file({**rest, "query_tokens": torch.zeros(1)}, folder / "model-00002-of-00002.safetensors")
+    shards = {
+        "model-00001-of-00003.safetensors": {name: tensors[name] for name in names[::2]},
+        "model-00002-of-00003.safetensors": {
+            **{name: tensors[name] for name in names[1::2]},
+            "query_tokens": torch.zeros(1),
+        },
+        "model-00003-of-00003.safetensors": {"qformer.layernorm.weight": torch.zeros(1)},  # is not even opened
+    }
+    for file, content in shards.items():
+        save_file(content, folder / file)
+    (folder / "model-00003-of-00003.safetensors").write_bytes(b"broken")
+    index = {"weight_map": {name: file for file, content in shards.items() for name in content}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     InstructBlipConfig().save_pretrained(folder)
     output = convert_original_checkpoint(
         **{**sources, "vision": folder}, output_dir=tmp_path / "out", config=official_config
@@ -234,3 +254,171 @@ def test_a_kill_leaves_no_half_made_model(tmp_path, sources, official_config):
     assert done.stdout.strip() == str(tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["image_token_id"] == 1001
+
+
+class TestShardsAndPointers:
+    def test_shards_hold_what_one_file_would(self, tmp_path, sources, official_config, model):
+        output = convert_original_checkpoint(
+            **sources, output_dir=tmp_path / "out", config=official_config, max_shard_size="400KB"
+        )
+        shards = list(output.glob("model-*-of-*.safetensors"))
+        assert len(shards) > 2 and not (output / "model.safetensors").exists()
+        for shard in shards:
+            assert sum(tensor.nbytes for tensor in load_file(shard).values()) <= 400_000
+        loaded = AutoModelForImageTextToText.from_pretrained(output)
+        for (name, actual), expected in zip(loaded.named_parameters(), model.parameters(), strict=True):
+            assert actual.equal(expected), name
+
+    def test_a_small_one_points_to_its_bases(self, tmp_path, sources, official_config, model):
+        base = tmp_path / "instructblip"
+        base.mkdir()
+        tensors = {f"vision_model.{name}": tensor for name, tensor in model.vision_model.state_dict().items()}
+        save_file(tensors, base / "model.safetensors")
+        shutil.copytree(sources["language_model"], tmp_path / "llm", copy_function=shutil.copyfile)
+        changed = {**sources, "vision": base, "language_model": tmp_path / "llm"}
+        small = convert_original_checkpoint(
+            **changed, output_dir=tmp_path / "small", config=official_config, small=True
+        )
+        saved = load_file(small / "model.safetensors")
+        trained = torch.load(sources["checkpoint"], weights_only=True)["model"]
+        assert "query_tokens" in saved and "visual_encoder.blocks.38.mlp.fc1.weight" in trained
+        assert "vision_model.encoder.layers.38.mlp.fc1.weight" in saved
+        assert "vision_model.encoder.layers.0.mlp.fc1.weight" not in saved
+        of_language_model = {name for name in saved if name.startswith("language_model.")}
+        tables = {"language_model.model.embed_tokens.weight", "language_model.lm_head.weight"}
+        assert of_language_model == tables  # they have a row more than the language model's own
+        loaded = AutoModelForImageTextToText.from_pretrained(small)
+        for (name, actual), expected in zip(loaded.named_parameters(), model.parameters(), strict=True):
+            assert actual.equal(expected), name
+        tensors["vision_model.post_layernorm.bias"] = torch.ones(32)
+        save_file(tensors, base / "model.safetensors")
+        with pytest.raises(ValueError, match="are not those that this checkpoint was made with"):
+            AutoModelForImageTextToText.from_pretrained(small)
+
+    def test_a_small_one_cannot_point_to_a_file(self, tmp_path, sources, official_config):
+        with pytest.raises(ValueError, match="which .*eva_vit_base.pth is not: give InstructBLIP"):
+            convert_original_checkpoint(**sources, output_dir=tmp_path / "out", config=official_config, small=True)
+
+
+MEASURED = """
+import sys, threading
+from pathlib import Path
+
+def anonymous():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) // 1024
+
+import deltavlm_hf, deltavlm_hf.conversion
+source, output = sys.argv[1:]
+before, peak, done = anonymous(), 0, threading.Event()
+
+def watch():
+    global peak
+    while not done.wait(0.005):
+        peak = max(peak, anonymous())
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+deltavlm_hf.convert_instructblip(source, output_dir=output, max_shard_size="32MB")
+done.set()
+watcher.join()
+print(before, peak)
+"""
+
+
+@pytest.fixture
+def make_instructblip(tmp_path, sources, processor):
+    """Transformers' own InstructBLIP with random weights and the tokenizers of a real one's kind: its folder."""
+
+    def make(**text) -> Path:
+        tokenizer = AutoTokenizer.from_pretrained(sources["language_model"], pad_token="</s>")
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = InstructBlipConfig(
+            vision_config={**sizes, "image_size": 56, "patch_size": 14, "initializer_range": 0.02},
+            qformer_config={**sizes, "vocab_size": len(processor.qformer_tokenizer), "hidden_size": 24},
+            text_config=LlamaConfig(**{**sizes, "vocab_size": len(tokenizer), **text}, pad_token_id=2),
+            num_query_tokens=8,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        )
+        torch.manual_seed(0)
+        model = InstructBlipForConditionalGeneration(config)
+        torch.nn.init.normal_(model.query_tokens)
+        folder = tmp_path / "instructblip"
+        model.save_pretrained(folder, max_shard_size="100MB")
+        tokenizer.save_pretrained(folder)
+        processor.qformer_tokenizer.save_pretrained(folder / "qformer_tokenizer")
+        return folder
+
+    return make
+
+
+class TestInstructBlip:
+    @pytest.mark.parametrize("small", [False, True])
+    def test_of_two_equal_images_it_says_what_instructblip_says(self, tmp_path, make_instructblip, pairs, small):
+        folder = make_instructblip()
+        output = convert_instructblip(folder, output_dir=tmp_path / "out", small=small)
+        ours = AutoModelForImageTextToText.from_pretrained(output)
+        theirs = InstructBlipForConditionalGeneration.from_pretrained(folder)
+        image = pairs[0][0]
+        inputs = AutoProcessor.from_pretrained(output)(
+            images=(image, image), text="What changed here?", return_tensors="pt"
+        )
+        with torch.no_grad():
+            expected = theirs(**{**inputs, "pixel_values": inputs["pixel_values"][:, 0]}).logits
+            torch.testing.assert_close(ours(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
+            other = AutoProcessor.from_pretrained(output)(
+                images=pairs[0], text="What changed here?", return_tensors="pt"
+            )
+            assert not torch.allclose(ours(**other).logits, expected, atol=1e-3)
+
+    def test_its_csrm_learns(self, tmp_path, make_instructblip, pairs):
+        """It begins as if it were not there, but every layer gets a gradient once the output layer has moved."""
+        output = convert_instructblip(make_instructblip(), output_dir=tmp_path / "out")
+        model = AutoModelForImageTextToText.from_pretrained(output).train()
+        inputs = AutoProcessor.from_pretrained(output)(
+            images=pairs[0], text="What changed?", answers="nothing", return_tensors="pt"
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(**inputs).loss.backward()
+            optimizer.step()
+        assert all(weight.grad.any() for weight in model.difference.parameters())
+
+    def test_a_small_one_points_there(self, tmp_path, make_instructblip):
+        folder = make_instructblip()
+        output = convert_instructblip(folder, output_dir=tmp_path / "out", small=True)
+        saved = load_file(output / "model.safetensors")
+        assert saved and all(name.startswith("difference.") for name in saved)
+        (source,) = json.loads((output / "config.json").read_text())["weight_sources"]
+        assert source["name_or_path"] == str(folder)
+
+    def test_memory_holds_one_shard_at_a_time(self, tmp_path, make_instructblip):
+        """A language model of 0.9 GB in files of 100 MB, through a limit of 32 MB."""
+        folder = make_instructblip(hidden_size=1024, intermediate_size=4096, num_hidden_layers=14)
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, str(folder), str(tmp_path / "out")], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        before, peak = map(int, done.stdout.split()[-2:])
+        written = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")) >> 20
+        assert written > 800 and peak - before < 250
+
+    def test_something_else(self, tmp_path, sources):
+        with pytest.raises(ValueError, match="is a 'llama', expected an InstructBLIP"):
+            convert_instructblip(sources["language_model"], output_dir=tmp_path / "out")
+        with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+            convert_instructblip(tmp_path / "nowhere", output_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["--checkpoint", "x.pth", "--vision", "y"], "Add --language-model, --qformer-tokenizer"),
+        (["--instructblip", "x", "--vision", "y"], "holds all parts itself: leave out --vision"),
+    ],
+)
+def test_sources_that_do_not_go_together(given, message, tmp_path, capsys):
+    assert main(["convert", str(tmp_path / "out"), *given]) == 1
+    assert message in capsys.readouterr().err

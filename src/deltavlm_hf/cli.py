@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     convert = _add(
         commands, "convert", _convert, "Convert a checkpoint of the authors' release to a folder for from_pretrained."
     )
+    publish = _add(commands, "publish", _publish, "Put a model on the Hub, with its card.")
     data = commands.add_parser("data", help="Check, build and look at data of ChangeChat-105k's form.")
     _add_data_commands(data.add_subparsers(title="commands", required=True, metavar="COMMAND"))
 
@@ -72,13 +73,34 @@ def _parser() -> argparse.ArgumentParser:
 
     demo.add_argument("--seed", type=int, default=18, help="which pair to show (default: %(default)s)")
     demo.add_argument("--output", type=Path, default=Path("deltavlm_demo.png"), help="default: %(default)s")
+    demo.add_argument("--web", action="store_true", help="serve a page to drop images on and talk about them")
+    demo.add_argument("--host", default="127.0.0.1", help="of the page (default: %(default)s)")
+    demo.add_argument("--port", type=int, default=7860, help="of the page (default: %(default)s)")
+    demo.add_argument("--share", action="store_true", help="a public link to the page, through gradio's servers")
+
+    publish.add_argument("folder", type=Path, metavar="FOLDER", help="a saved model")
+    publish.add_argument("repo_id", metavar="REPO", help="owner/name on the Hub")
+    publish.add_argument(
+        "--dry-run", action="store_true", help="show what would go up, the card included; send nothing"
+    )
+    publish.add_argument(
+        "--report", type=Path, metavar="FILE", help="report.json of `deltavlm evaluate`, for the card"
+    )
+    publish.add_argument("--license", default="other", help="of the weights (default: %(default)s)")
+    publish.add_argument("--base-model", nargs="+", default=(), metavar="ID", help="what the model was made from")
+    publish.add_argument("--private", action="store_true", help="make a new repository private")
+    publish.add_argument("--revision", help="branch to publish to (default: main)")
 
     convert.add_argument("output_dir", type=Path, metavar="OUT", help="the folder to make")
-    convert.add_argument("--checkpoint", type=Path, required=True, help="the authors' checkpoint_best.pth")
-    convert.add_argument("--vision", type=Path, required=True, help="EVA-ViT file, or folder with InstructBLIP")
-    convert.add_argument("--language-model", required=True, help="folder or Hub id, such as lmsys/vicuna-7b-v1.5")
-    convert.add_argument("--qformer-tokenizer", required=True, help="bert-base-uncased: folder, Hub id or vocab.txt")
+    start = convert.add_mutually_exclusive_group(required=True)
+    start.add_argument("--checkpoint", type=Path, help="the authors' checkpoint_best.pth")
+    start.add_argument("--instructblip", help="folder or Hub id: a model to train, from InstructBLIP alone")
+    convert.add_argument("--vision", help="EVA-ViT file, or folder or Hub id of InstructBLIP")
+    convert.add_argument("--language-model", help="folder or Hub id, such as lmsys/vicuna-7b-v1.5")
+    convert.add_argument("--qformer-tokenizer", help="bert-base-uncased: folder, Hub id or vocab.txt")
     convert.add_argument("--config", type=Path, help="config.json with the sizes (default: the paper's)")
+    convert.add_argument("--small", action="store_true", help="point to the weights of the bases, do not copy them")
+    convert.add_argument("--max-shard-size", default="2GB", metavar="SIZE", help="default: %(default)s")
     return parser
 
 
@@ -263,9 +285,14 @@ def _print_piece(text: str) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    model, processor = _load(args)
+    if args.web:
+        from .web import build, launch
+
+        launch(build(model, processor), server_name=args.host, server_port=args.port, share=args.share)
+        return 0
     from .demo import run
 
-    model, processor = _load(args)
     run(model, processor, seed=args.seed, output=args.output, **_limit(args))
     return 0
 
@@ -364,17 +391,36 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from . import DeltaVLMConfig, convert_original_checkpoint
+    needed = {name: getattr(args, name) for name in ("vision", "language_model", "qformer_tokenizer")}
+    options = {"output_dir": args.output_dir, "small": args.small, "max_shard_size": args.max_shard_size}
+    if args.instructblip:
+        given = [name for name, value in {**needed, "config": args.config}.items() if value is not None]
+    else:
+        given = [name for name, value in needed.items() if value is None]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(
+            f"--instructblip holds all parts itself: leave out {flags}." if args.instructblip else f"Add {flags}."
+        )
+    from . import DeltaVLMConfig, convert_instructblip, convert_original_checkpoint
 
-    folder = convert_original_checkpoint(
-        args.checkpoint,
-        vision=args.vision,
-        language_model=args.language_model,
-        qformer_tokenizer=args.qformer_tokenizer,
-        output_dir=args.output_dir,
-        config=DeltaVLMConfig.from_json_file(args.config) if args.config else None,
-    )
+    if args.instructblip:
+        folder = convert_instructblip(args.instructblip, **options)
+    else:
+        config = DeltaVLMConfig.from_json_file(args.config) if args.config else None
+        folder = convert_original_checkpoint(args.checkpoint, **needed, **options, config=config)
     print(folder)
+    return 0
+
+
+def _publish(args: argparse.Namespace) -> int:
+    from .publishing import Publication
+
+    publication = Publication(args.folder, args.repo_id, args.report, args.license, args.base_model)
+    if args.dry_run:
+        print(publication.preview())
+    else:
+        print(publication.push(private=args.private, revision=args.revision))
     return 0
 
 

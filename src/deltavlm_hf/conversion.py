@@ -1,39 +1,52 @@
 """
-Conversion of the authors' checkpoint to a folder that `from_pretrained` loads.
+Conversion of the authors' checkpoint, or of InstructBLIP, to a folder that `from_pretrained` loads.
 
 The authors save only what they train. The frozen rest comes from where they took it: a base vision encoder (an EVA
-file or an InstructBLIP folder) and a language model. Every key of the checkpoint is used or listed below as dropped,
-and every weight of the model is given.
+file or InstructBLIP) and a language model. Every key of the checkpoint is used or listed below as dropped, and every
+weight of the model is given. Weights go from file to file, so that memory holds no more than one shard of the result.
 """
 
 import json
+import math
 import os
 import pickle
 import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BertTokenizer,
     GenerationConfig,
-    PreTrainedModel,
+    InstructBlipConfig,
+    PreTrainedConfig,
     logging,
 )
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils.hub import extract_commit_hash
 
 from .modeling import DeltaVLMConfig, DeltaVLMForConditionalGeneration
+from .modeling.csrm import CrossSemanticRelationMeasuring
+from .modeling.weight_sources import digest, find_files, first_values, open_weights, shape
 from .processing import DeltaVLMImageProcessor, DeltaVLMProcessor
 
 logger = logging.get_logger(__name__)
 
-StateDict = dict[str, torch.Tensor]
+Weights = dict[str, Any]  # by name: tensors, or slices of files that are read with `[...]`
+Source = str | os.PathLike
 
 # The authors' names (model/blip2_vicua.py, LAVIS) -> ours, tried in this order on the whole name.
 NAMES = (
@@ -63,6 +76,8 @@ DROPPED = (
     r"(vision_proj|text_proj)\.(weight|bias)",
     r"temp",
 )
+# Of old language models: buffers that are computed now.
+DROPPED_LANGUAGE_MODEL = re.compile(r"language_model\..+\.rotary_emb\.inv_freq")
 # With `difference_module="concat"`, what the authors' training code leaves untrained.
 DROPPED_CSRM = (r"(context[123]|gate[12])\.(weight|bias)",)
 # Of a base EVA file: what stands behind the last block that is used.
@@ -77,26 +92,31 @@ QFORMER_BOS = "[DEC]"
 
 
 def convert_original_checkpoint(
-    checkpoint: str | os.PathLike,
+    checkpoint: Source,
     *,
-    vision: str | os.PathLike,
-    language_model: str | os.PathLike,
-    qformer_tokenizer: str | os.PathLike,
-    output_dir: str | os.PathLike,
+    vision: Source,
+    language_model: Source,
+    qformer_tokenizer: Source,
+    output_dir: Source,
     config: DeltaVLMConfig | None = None,
+    small: bool = False,
+    max_shard_size: int | str = "2GB",
 ) -> Path:
     """
     Converts a checkpoint of the authors' release.
 
     Args:
         checkpoint: the authors' `checkpoint_best.pth`.
-        vision: the base vision encoder: an EVA-ViT file (`.pth`), or a folder with InstructBLIP in safetensors. Where
-            the checkpoint holds trained blocks, they win.
+        vision: the base vision encoder: an EVA-ViT file (`.pth`), or InstructBLIP, a folder or Hub id. Where the
+            checkpoint holds trained blocks, they win.
         language_model: folder or Hub id of the language model that the checkpoint was trained with.
         qformer_tokenizer: folder or Hub id of `bert-base-uncased`, or its `vocab.txt`.
         output_dir: the folder to make. It is written under another name and renamed when it is complete.
         config: sizes that cannot be read off weights (heads, image size); by default the paper's. Its `text_config`
             and `image_token_id` are replaced by what the language model's folder says.
+        small: leave out the weights that are in `vision` and `language_model`, and point there instead: at this very
+            commit of a Hub id, or at the folder.
+        max_shard_size: of the files of weights, for example `"2GB"`. Memory holds one of them at a time.
 
     Returns:
         `Path`: `output_dir`.
@@ -105,81 +125,202 @@ def convert_original_checkpoint(
         FileExistsError: if `output_dir` exists and is not empty.
         FileNotFoundError: if a source is missing.
         ValueError: if a file holds no weights, a key of the checkpoint is unknown, a shape differs from the
-            configuration's, or a weight of the model is in none of the sources.
+            configuration's, a weight of the model is in none of the sources, or `small` would have to point to a
+            single file.
     """
-    output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"{output_dir} exists already: choose another `output_dir` or remove it first.")
+    output_dir = _free(output_dir)
     for source in (checkpoint, vision):
-        if not Path(source).exists():
+        if not Path(source).exists() and (source is checkpoint or _is_local(source)):
             raise FileNotFoundError(f"{source} does not exist.")
-
+    if small and Path(vision).is_file():
+        raise ValueError(
+            f"A small checkpoint points to places that `from_pretrained` reads, which {vision} is not: give "
+            "InstructBLIP as `vision`, or convert the whole."
+        )
     config = DeltaVLMConfig() if config is None else DeltaVLMConfig.from_dict(config.to_dict())
-    processor = _build_processor(language_model, qformer_tokenizer, config)
-    config.image_token_id = processor.image_token_id
-
-    llm = AutoModelForCausalLM.from_pretrained(language_model, dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(language_model, **SPECIAL_TOKENS)
+    processor = _build_processor(
+        tokenizer, _read_bert(qformer_tokenizer), config, qformer_prompt="dialogue", normalize_text=True
+    )
     special_ids = {name: getattr(processor.tokenizer, name) for name in SPECIAL_IDS}
-    _make_room(llm, special_ids["pad_token_id"])
-    llm.config.update(special_ids)
-    config.text_config = llm.config
-    state_dict = _read_vision(Path(vision), config)
+    config.text_config = AutoConfig.from_pretrained(language_model)
+    config.image_token_id = processor.image_token_id
+    generation = GenerationConfig(**GENERATION_DEFAULTS, **special_ids)
     dropped = DROPPED if config.difference_module == "csrm" else DROPPED + DROPPED_CSRM
-    trained = _rename(_load_checkpoint(Path(checkpoint)), dropped, checkpoint)
-    _warn_if_csrm_is_untrained(trained, checkpoint)
-    state_dict.update(trained)
-    state_dict.update({f"language_model.{name}": tensor for name, tensor in llm.state_dict().items()})
-
-    with torch.device("meta"):
-        model = DeltaVLMForConditionalGeneration(config)
-    _check_against(model.state_dict(), state_dict)
-    model.load_state_dict(state_dict, assign=True)
-    model.tie_weights()
-    model.generation_config = GenerationConfig(**GENERATION_DEFAULTS, **special_ids)
-    processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, _longest_prompt(llm))
-    _save(model, processor, llm.dtype, output_dir)
+    with ExitStack() as stack:
+        origins = [_Origin(language_model, stack, prefix="language_model.")]
+        if Path(vision).is_file():
+            base_vision = _read_eva(Path(vision), config)
+        else:
+            origins.append(_Origin(vision, stack, only=lambda name: name.startswith("vision_model.")))
+            base_vision = origins[-1].weights
+        trained = _rename(_load_checkpoint(Path(checkpoint)), dropped, checkpoint)
+        _warn_if_csrm_is_untrained(trained, checkpoint)
+        weights = {**base_vision, **trained, **origins[0].weights}
+        _make_room(weights, config.text_config, special_ids["pad_token_id"])
+        config.text_config.update(special_ids)
+        _write(weights, config, processor, generation, output_dir, origins if small else [], max_shard_size)
     return output_dir
 
 
-def _longest_prompt(llm: PreTrainedModel) -> int:
+def convert_instructblip(
+    instructblip: Source, *, output_dir: Source, small: bool = False, max_shard_size: int | str = "2GB"
+) -> Path:
+    """
+    Makes a DeltaVLM to train from InstructBLIP alone, for users without the authors' checkpoint.
+
+    The CSRM's output layer begins as the identity on each date's own features, so that what the Q-Former reads are
+    InstructBLIP's features of one date behind those of the other: of two equal images the model says what InstructBLIP
+    says of the one. Difference and relation come in as training moves that layer. The other layers of the CSRM are
+    random, by the seed of torch.
+
+    Args:
+        instructblip: folder or Hub id of InstructBLIP with a language model that only decodes, such as
+            `Salesforce/instructblip-vicuna-7b`, with its processor.
+        output_dir: the folder to make. It is written under another name and renamed when it is complete.
+        small: leave out InstructBLIP's weights, and point there instead.
+        max_shard_size: of the files of weights, for example `"2GB"`.
+
+    Returns:
+        `Path`: `output_dir`.
+
+    Raises:
+        FileExistsError: if `output_dir` exists and is not empty.
+        FileNotFoundError: if the folder is missing.
+        ValueError: if it is no InstructBLIP.
+    """
+    output_dir = _free(output_dir)
+    if _is_local(instructblip) and not Path(instructblip).is_dir():
+        raise FileNotFoundError(f"{instructblip} does not exist.")
+    base = AutoConfig.from_pretrained(instructblip)
+    if not isinstance(base, InstructBlipConfig):
+        raise ValueError(f"{instructblip} is a {base.model_type!r}, expected an InstructBLIP.")
+    tokenizer = AutoTokenizer.from_pretrained(instructblip)
+    bert = AutoTokenizer.from_pretrained(instructblip, subfolder="qformer_tokenizer")
+    config = DeltaVLMConfig(
+        vision_config=base.vision_config,
+        qformer_config=base.qformer_config,
+        text_config=base.text_config,
+        num_query_tokens=base.num_query_tokens,
+        post_layernorm_eps=base.vision_config.layer_norm_eps,
+    )
+    processor = _build_processor(tokenizer, bert, config)
+    config.image_token_id = processor.image_token_id
+    special_ids = {name: getattr(processor.tokenizer, name) for name in SPECIAL_IDS}
+    with ExitStack() as stack:
+        origin = _Origin(instructblip, stack)
+        weights = {**origin.weights, **_neutral_csrm(config)}
+        _make_room(weights, config.text_config, special_ids["pad_token_id"])
+        generation = GenerationConfig(**special_ids)
+        _write(weights, config, processor, generation, output_dir, [origin] if small else [], max_shard_size)
+    return output_dir
+
+
+def _free(output_dir: Source) -> Path:
+    output_dir = Path(output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(f"{output_dir} exists already: choose another `output_dir` or remove it first.")
+    return output_dir
+
+
+def _is_local(source: Source) -> bool:
+    """Whether a source can only be a path: a Hub id is `owner/name` at most."""
+    text = os.fspath(source)
+    return not isinstance(source, str) or os.path.isabs(text) or text.startswith(".") or Path(text).suffix == ".pth"
+
+
+class _Origin:
+    """Where the frozen weights come from: a folder or Hub id in the form of `save_pretrained`."""
+
+    def __init__(
+        self, source: Source, stack: ExitStack, prefix: str = "", only: Callable[[str], bool] = lambda name: True
+    ):
+        name = os.path.abspath(source) if os.path.isdir(source) else os.fspath(source)
+        self.place = {"name_or_path": name, "prefix": prefix}
+        self.files: dict[str, Weights] = {}
+        try:
+            files = find_files(self.place, only)
+        except OSError as error:
+            raise FileNotFoundError(str(error)) from error
+        for file in files:
+            try:
+                found = open_weights([file], stack)
+            except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+                raise ValueError(f"{file} cannot be read: {error}") from error
+            self.place.setdefault("revision", extract_commit_hash(file, None))
+            self.files[Path(file).name] = {prefix + name: weight for name, weight in found.items()}
+        self.weights = {
+            name: weight
+            for found in self.files.values()
+            for name, weight in found.items()
+            if only(name) and not DROPPED_LANGUAGE_MODEL.fullmatch(name)
+        }
+
+    def pointer(self, names: set[str]) -> dict[str, Any]:
+        """For `weight_sources`: to the files that hold some of these weights."""
+        prefix = self.place["prefix"]
+        digests = {
+            file: digest({name.removeprefix(prefix): weight for name, weight in found.items()})
+            for file, found in self.files.items()
+            if names & found.keys()
+        }
+        return {key: value for key, value in {**self.place, "digests": digests}.items() if value is not None}
+
+
+def _longest_prompt(text_config: PreTrainedConfig) -> int:
     """What leaves room for an answer of the default length, or half of what the language model can read."""
-    positions = llm.config.max_position_embeddings
+    positions = text_config.max_position_embeddings
     return max(positions - GENERATION_DEFAULTS["max_new_tokens"], positions // 2)
 
 
-def _build_processor(language_model, qformer_tokenizer, config: DeltaVLMConfig) -> DeltaVLMProcessor:
-    tokenizer = AutoTokenizer.from_pretrained(language_model, **SPECIAL_TOKENS)
-    if Path(qformer_tokenizer).is_file():
-        bert = BertTokenizer(str(qformer_tokenizer))
-    else:
-        bert = BertTokenizer.from_pretrained(qformer_tokenizer)
+def _read_bert(source: Source) -> BertTokenizer:
+    bert = BertTokenizer(str(source)) if Path(source).is_file() else BertTokenizer.from_pretrained(source)
     bert.add_special_tokens({"bos_token": QFORMER_BOS})
-    image_size = config.vision_config.image_size
-    return DeltaVLMProcessor(
-        DeltaVLMImageProcessor(size={"height": image_size, "width": image_size}),
-        tokenizer,
-        bert,
-        num_query_tokens=config.num_query_tokens,
-        qformer_prompt="dialogue",
-        normalize_text=True,
-    )
+    return bert
 
 
-def _make_room(llm: PreTrainedModel, token_id: int) -> None:
+def _build_processor(tokenizer, bert, config: DeltaVLMConfig, **kwargs) -> DeltaVLMProcessor:
+    size = config.vision_config.image_size
+    image_processor = DeltaVLMImageProcessor(size={"height": size, "width": size})
+    processor = DeltaVLMProcessor(image_processor, tokenizer, bert, num_query_tokens=config.num_query_tokens, **kwargs)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _longest_prompt(config.text_config))
+    return processor
+
+
+def _make_room(weights: Weights, text_config: PreTrainedConfig, token_id: int) -> None:
     """
     Gives the language model rows up to `token_id`, as the authors' `[PAD]` has one. Theirs is random; here it is the
     mean of all, which is never the most likely token.
     """
-    rows = llm.get_input_embeddings().num_embeddings
-    if token_id < rows:
-        return
-    llm.resize_token_embeddings(token_id + 1, mean_resizing=False)
-    with torch.no_grad():
-        for table in (llm.get_input_embeddings(), llm.get_output_embeddings()):
-            table.weight[rows:] = table.weight[:rows].float().mean(0).to(table.weight.dtype)
+    for name in _tables(text_config):
+        rows = shape(weights[name])[0] if name in weights else token_id + 1
+        if rows <= token_id:
+            table = weights[name][...]
+            mean = table.float().mean(0, keepdim=True).to(table.dtype)
+            weights[name] = torch.cat([table, mean.expand(token_id + 1 - rows, -1)])
+            text_config.vocab_size = token_id + 1
 
 
-def _load_checkpoint(path: Path) -> StateDict:
+def _tables(text_config: PreTrainedConfig) -> list[str]:
+    """The names of the language model's embeddings: of what it reads, and of what it writes."""
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(text_config)
+    names = {module: name for name, module in llm.named_modules()}
+    return [
+        f"language_model.{names[table]}.weight" for table in (llm.get_input_embeddings(), llm.get_output_embeddings())
+    ]
+
+
+def _neutral_csrm(config: DeltaVLMConfig) -> Weights:
+    width = config.vision_config.hidden_size
+    csrm = CrossSemanticRelationMeasuring(width, config.difference_dropout)
+    nn.init.zeros_(csrm.output.bias)
+    nn.init.zeros_(csrm.output.weight)
+    nn.init.eye_(csrm.output.weight[:, :width])
+    return {f"difference.{name}": tensor for name, tensor in csrm.state_dict().items()}
+
+
+def _load_checkpoint(path: Path) -> Weights:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
@@ -190,7 +331,7 @@ def _load_checkpoint(path: Path) -> StateDict:
     return state_dict
 
 
-def _rename(state_dict: StateDict, dropped: tuple[str, ...], source) -> StateDict:
+def _rename(state_dict: Weights, dropped: tuple[str, ...], source: Source) -> Weights:
     """Gives the authors' tensors our names, joins the attention's biases, and accounts for every key."""
     renamed, unknown = {}, []
     for name, tensor in state_dict.items():
@@ -213,9 +354,7 @@ def _rename(state_dict: StateDict, dropped: tuple[str, ...], source) -> StateDic
     return renamed
 
 
-def _read_vision(path: Path, config: DeltaVLMConfig) -> StateDict:
-    if path.is_dir():
-        return dict(_read_safetensors(path, prefix="vision_model."))
+def _read_eva(path: Path, config: DeltaVLMConfig) -> Weights:
     blocks = config.vision_config.num_hidden_layers
     state_dict = {f"visual_encoder.{name}": tensor for name, tensor in _load_checkpoint(path).items()}
     unused = [
@@ -226,21 +365,7 @@ def _read_vision(path: Path, config: DeltaVLMConfig) -> StateDict:
     return _rename(state_dict, (*DROPPED_VISION, *map(re.escape, unused)), path)
 
 
-def _read_safetensors(folder: Path, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}.")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():
-                    if name.startswith(prefix):
-                        yield name, tensors.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{file} cannot be read: {error}") from error
-
-
-def _warn_if_csrm_is_untrained(state_dict: StateDict, source) -> None:
+def _warn_if_csrm_is_untrained(state_dict: Weights, source: Source) -> None:
     weight = state_dict.get("difference.context_difference.weight")
     if weight is not None and weight.abs().max() <= weight.shape[1] ** -0.5:
         logger.warning(
@@ -250,20 +375,21 @@ def _warn_if_csrm_is_untrained(state_dict: StateDict, source) -> None:
         )
 
 
-def _check_against(expected: StateDict, state_dict: StateDict) -> None:
-    for name, tensor in state_dict.items():
-        if name in expected and tensor.shape != expected[name].shape:
+def _check_against(model: DeltaVLMForConditionalGeneration, weights: Weights) -> None:
+    expected = model.state_dict()
+    for name, weight in weights.items():
+        if name in expected and shape(weight) != tuple(expected[name].shape):
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, but the configuration asks for "
-                f"{tuple(expected[name].shape)}: pass the `config` that belongs to the checkpoint."
+                f"{name} has shape {shape(weight)}, but the configuration asks for {tuple(expected[name].shape)}: "
+                "pass the `config` that belongs to the checkpoint."
             )
-    missing = [name for name in expected if name not in state_dict]
+    missing = [name for name in expected if name not in weights and name not in model.all_tied_weights_keys]
     if missing:
         raise ValueError(
             f"Weights of the model are in none of the sources: {_some(missing)}. Is `vision` the encoder that the "
             "checkpoint was trained from, and do the sizes of `config` agree with it?"
         )
-    unexpected = [name for name in state_dict if name not in expected]
+    unexpected = [name for name in weights if name not in expected]
     if unexpected:
         raise ValueError(f"The configuration has no place for these weights: {_some(unexpected)}.")
 
@@ -273,23 +399,69 @@ def _some(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _save(
-    model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, dtype: torch.dtype, output_dir: Path
+def _write(
+    weights: Weights,
+    config: DeltaVLMConfig,
+    processor: DeltaVLMProcessor,
+    generation: GenerationConfig,
+    output_dir: Path,
+    pointed_at: list[_Origin],
+    max_shard_size: int | str,
 ) -> None:
     """
     Writes beside `output_dir` and renames, so that an interrupted run leaves no half-made model. Each weight keeps the
     precision of its source; `dtype`, the language model's, is what all of them are loaded in unless asked otherwise.
     """
+    with torch.device("meta"):
+        model = DeltaVLMForConditionalGeneration(config)
+    weights = {name: weight for name, weight in weights.items() if name not in model.all_tied_weights_keys}
+    _check_against(model, weights)
+    config.dtype = _dtype(weights[_tables(config.text_config)[0]])
+    config.architectures = [type(model).__name__]
+    sources = []
+    for origin in pointed_at:
+        left_out = {name for name, weight in weights.items() if weight is origin.weights.get(name)}
+        sources.append(origin.pointer(left_out))
+        weights = {name: weight for name, weight in weights.items() if name not in left_out}
+    config.weight_sources = sources or None
+
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
     try:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        config = json.loads((partial / CONFIG_NAME).read_text())
-        config["dtype"] = str(dtype).removeprefix("torch.")
-        (partial / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+        save_without_weights(config, processor, partial)
+        generation.save_pretrained(partial)
+        _write_shards(weights, partial, max_shard_size)
         partial.chmod(0o755)
         partial.replace(output_dir)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def save_without_weights(config: DeltaVLMConfig, processor: DeltaVLMProcessor, folder: Path) -> None:
+    """Writes configuration, processor and the code that both name, so that the folder loads without this package."""
+    with torch.device("meta"):
+        model = DeltaVLMForConditionalGeneration(config)
+    custom_object_save(model, folder)
+    config.auto_map = dict(model.auto_map)
+    config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _write_shards(weights: Weights, folder: Path, max_shard_size: int | str) -> None:
+    split = split_state_dict_into_shards_factory(
+        weights,
+        get_storage_size=lambda weight: math.prod(shape(weight)) * _dtype(weight).itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    for file, names in split.filename_to_tensors.items():
+        tensors = {name: weights[name][...].contiguous() for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _dtype(weight: Any) -> torch.dtype:
+    return first_values(weight).dtype

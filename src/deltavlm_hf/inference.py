@@ -7,6 +7,7 @@ from transformers import TextStreamer
 from transformers.image_utils import ImageInput
 
 from .modeling import DeltaVLMForConditionalGeneration
+from .modeling.modeling_deltavlm import DeltaVLMExplanation
 from .processing import DeltaVLMProcessor
 from .processing.processing_deltavlm import Turn
 
@@ -95,6 +96,19 @@ class ChangeSession:
     def ask_apart(self, questions: Sequence[str], **generate_kwargs) -> list[str]:
         """Asks each question by itself, in one batch, outside the conversation: `history` stays as it is."""
         return self._answer(questions, [[] for _ in questions], **generate_kwargs)
+
+    def explain(self) -> DeltaVLMExplanation:
+        """
+        Where the model looked for the last question, see [`~DeltaVLMModel.explain`]; maps of the model's image size.
+
+        Raises:
+            ValueError: if nothing has been asked.
+        """
+        if not self.history:
+            raise ValueError("Nothing has been asked yet: there is no question to explain.")
+        *earlier, (question, _) = self.history
+        inputs = self.processor(text=[question], history=[earlier], return_tensors="pt").to(self.model.device)
+        return self.model.explain(pair_features=self.pair_features, **inputs)
 
     def _answer(self, questions: Sequence[str], histories: Sequence[Sequence[Turn]], **generate_kwargs) -> list[str]:
         pair_features = self.pair_features

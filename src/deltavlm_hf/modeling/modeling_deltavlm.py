@@ -10,6 +10,7 @@ tokens of the Q-Former, L tokens of the language model.
 """
 
 import inspect
+import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -37,6 +38,9 @@ from .lora import IN_NAMES, lora_settings, make_lora_config, without_adapter
 from .spatial_codes import sincos_2d
 from .weight_sources import add_missing, open_weights
 
+_EXPLAINING = threading.Lock()
+_MODULE = __name__.rpartition(".")[2]  # this file, as a saved folder's `auto_map` names it
+
 
 @dataclass
 class DeltaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
@@ -56,6 +60,22 @@ class DeltaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     image_hidden_states: torch.FloatTensor | None = None
     vision_outputs: ModelOutput | None = None
     qformer_outputs: ModelOutput | None = None
+
+
+@dataclass
+class DeltaVLMExplanation(ModelOutput):
+    """
+    What [`~DeltaVLMModel.explain`] gives.
+
+    Args:
+        attention (`torch.FloatTensor` of shape `(B, 2, H, W)`): for each question, how much of the Q-Former's
+            cross-attention each pixel of both dates gets; each question's values sum to 1 over both.
+        change (`torch.FloatTensor` of shape `(B, H, W)`): how far the pair features of the two dates lie apart, by
+            Euclidean distance; the same for all questions about a pair.
+    """
+
+    attention: torch.FloatTensor | None = None
+    change: torch.FloatTensor | None = None
 
 
 def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -147,6 +167,8 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
             ValueError: if weights in 4-bit would have to be written, though the rest is trained in full precision, or
                 if the language model has another adapter than a single LoRA.
         """
+        if self._auto_class is not None:  # the folder carries its code
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self.auto_map}
         left_out, sources = self._keys_to_ignore_on_save, self.config.weight_sources
         whole = not (only_trained and left_out)
         if whole and getattr(getattr(self, "language_model", None), "is_quantized", False):
@@ -183,6 +205,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
     """
 
     main_input_name = "pixel_values"
+    auto_map = {"AutoModel": f"{_MODULE}.DeltaVLMModel"}
     _keys_to_ignore_on_load_unexpected = [r"^language_model\."]
 
     def __init__(self, config: DeltaVLMConfig):
@@ -344,6 +367,64 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             qformer_outputs=qformer_outputs,
         )
 
+    @torch.no_grad()
+    def explain(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_attention_mask: torch.LongTensor | None = None,
+        pair_features: torch.Tensor | None = None,
+        **others,
+    ) -> DeltaVLMExplanation:
+        """
+        Where the model looks for each question, and where it sees change: heat maps to lay over the images.
+
+        Attention is what the Q-Former's queries read, averaged over queries, heads and layers, not proof of what an
+        answer rests on. `explain(**inputs)` takes what the processor returned.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 2, 3, H, W)`, *optional*): before and after.
+            qformer_input_ids (`torch.LongTensor` of shape `(B, T)`): the instructions.
+            qformer_attention_mask (`torch.LongTensor` of shape `(B, T)`, *optional*): 0 at padding.
+            pair_features (`torch.Tensor` of shape `(B, 2N, D)` or `(1, 2N, D)`, *optional*): in place of
+                `pixel_values`. Maps then have the model's own image size.
+            others: what the language model reads; not used.
+
+        Returns:
+            [`DeltaVLMExplanation`].
+
+        Raises:
+            ValueError: see [`~DeltaVLMModel.get_image_features`].
+        """
+        size = (self.config.vision_config.image_size,) * 2 if pixel_values is None else pixel_values.shape[-2:]
+        implementation = self.qformer.config._attn_implementation
+        with _EXPLAINING:  # threads would leave each other's implementation behind
+            self.qformer.set_attn_implementation("eager")  # the others keep no weights
+            try:
+                outputs = self.get_image_features(
+                    pixel_values,
+                    qformer_input_ids,
+                    qformer_attention_mask,
+                    pair_features=pair_features,
+                    interpolate_pos_encoding=size != (self.config.vision_config.image_size,) * 2,
+                    output_attentions=True,
+                    return_dict=True,
+                )
+            finally:
+                self.qformer.set_attn_implementation(implementation)
+        grid = [side // self.config.vision_config.patch_size for side in size]
+        queries = self.config.num_query_tokens
+        layers = [layer[:, :, :queries].mean((1, 2)) for layer in outputs.qformer_outputs.cross_attentions]
+        attention = torch.stack(layers).float().mean(0)  # L x (B, heads, Q, 2N) -> (B, 2N)
+        attention = attention.unflatten(1, (2, -1))[:, :, 1:].unflatten(2, grid)  # without CLS -> (B, 2, h, w)
+        before, after = outputs.last_hidden_state.float().chunk(2, dim=1)
+        change = (after - before)[:, 1:].norm(dim=-1).unflatten(1, grid)  # (B, h, w)
+        attention = nn.functional.interpolate(attention, size, mode="bilinear")
+        return DeltaVLMExplanation(
+            attention=attention / attention.sum((1, 2, 3), keepdim=True),
+            change=nn.functional.interpolate(change.unsqueeze(1), size, mode="bilinear").squeeze(1),
+        )
+
     def _match_pairs(self, pair_features: torch.Tensor, questions: int) -> torch.Tensor:
         width = self.config.vision_config.hidden_size
         if pair_features.ndim != 3 or pair_features.shape[-1] != width:
@@ -381,6 +462,11 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
     """
 
     main_input_name = "input_ids"
+    auto_map = {
+        **DeltaVLMModel.auto_map,
+        "AutoModelForImageTextToText": f"{_MODULE}.DeltaVLMForConditionalGeneration",
+        "AutoModelForMultimodalLM": f"{_MODULE}.DeltaVLMForConditionalGeneration",
+    }
     _keys_to_ignore_on_load_unexpected = [r"\.lora_"]
 
     def __init__(self, config: DeltaVLMConfig):

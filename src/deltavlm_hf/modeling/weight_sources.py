@@ -7,7 +7,7 @@ Small checkpoints: a folder that holds only the weights that were trained, and n
 - `revision` (optional): of the Hub id;
 - `prefix`: what stands before the names of its weights in DeltaVLM: nothing where it is a DeltaVLM itself,
   `"language_model."` where it is a causal language model;
-- `digest` (optional): what [`digest`] said of its weights when the checkpoint was written.
+- `digests` (optional): what [`digest`] said of each of its files when the checkpoint was written.
 
 A weight is taken from the checkpoint if it is there, else from the first source that has it.
 """
@@ -15,7 +15,7 @@ A weight is taken from the checkpoint if it is there, else from the first source
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,16 @@ _FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bi
 _DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 
 
-def find_files(source: Mapping[str, Any], **download_kwargs) -> list[str]:
+def find_files(
+    source: Mapping[str, Any], wanted: Callable[[str], bool] = lambda name: True, **download_kwargs
+) -> list[str]:
     """
     The files with a source's weights, downloaded if need be. Safetensors go before files of torch.
 
     Args:
         source (`Mapping`): see the head of this module.
+        wanted (`Callable`, *optional*): of a weight's name in DeltaVLM, whether it is wanted; shards without any that
+            is are left out.
         download_kwargs: as for `from_pretrained`: `cache_dir`, `local_files_only`, `token`, ...
 
     Raises:
@@ -50,14 +54,11 @@ def find_files(source: Mapping[str, Any], **download_kwargs) -> list[str]:
             continue
         if not file.endswith(".index.json"):
             return [path]
-        shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
-        return [cached_file(name, shard, revision=revision, **options) for shard in shards]
-    wanted = {key: value for key, value in source.items() if key in ("name_or_path", "revision", "prefix") and value}
-    raise OSError(
-        f"This checkpoint holds only some of its model's weights. The others are in {name!r}"
-        f"{f' (revision {revision})' if revision else ''}, which cannot be read: {missing} Put it there, or name "
-        f"another place: from_pretrained(..., weight_sources=[{ {**wanted, 'name_or_path': '...'} }])."
-    ) from missing
+        weight_map = json.loads(Path(path).read_text())["weight_map"]
+        prefix = source.get("prefix", "")
+        shards = {shard for weight, shard in weight_map.items() if wanted(prefix + weight)}
+        return [cached_file(name, shard, revision=revision, **options) for shard in sorted(shards)]
+    raise OSError(f"{name!r} holds no weights that can be read: {missing}") from missing
 
 
 def open_weights(files: list[str], stack: ExitStack) -> dict[str, Any]:
@@ -127,16 +128,25 @@ def add_missing(
     """
     for source in sources:
         prefix = source.get("prefix", "")
-        if not any(name.startswith(prefix) for name in wanted - weights.keys()):
+        missing = wanted - weights.keys()
+        if not any(name.startswith(prefix) for name in missing):
             continue
-        found = open_weights(find_files(source, **download_kwargs), stack)
-        if source.get("digest") and digest(found) != source["digest"]:
-            raise ValueError(
-                f"The weights in {source['name_or_path']!r} are not those that this checkpoint was made with. Give it "
-                "the right ones, or, if you want these, name them without a digest: from_pretrained(..., "
-                f"weight_sources=[{ {'name_or_path': source['name_or_path'], 'prefix': prefix} }])."
-            )
-        for name, weight in found.items():
-            full = prefix + name
-            if full in wanted:
-                weights.setdefault(full, weight)
+        expected = source.get("digests")
+        try:
+            files = find_files(source, missing.__contains__, **download_kwargs)
+        except OSError as error:
+            place = {key: value for key, value in source.items() if key != "digests" and value}
+            raise OSError(
+                f"This checkpoint holds only some of its model's weights. For the others, {error} Put them there, or "
+                f"name another place: from_pretrained(..., weight_sources=[{ {**place, 'name_or_path': '...'} }])."
+            ) from error
+        for file in files:
+            found = open_weights([file], stack)
+            if expected and expected.get(Path(file).name) != digest(found):
+                raise ValueError(
+                    f"The weights in {source['name_or_path']!r} ({Path(file).name}) are not those that this "
+                    "checkpoint was made with. Give it the right ones, or, if you want these, name them without "
+                    "digests: from_pretrained(..., "
+                    f"weight_sources=[{ {'name_or_path': source['name_or_path'], 'prefix': prefix} }])."
+                )
+            weights.update({prefix + name: weight for name, weight in found.items() if prefix + name in missing})

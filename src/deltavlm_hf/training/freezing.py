@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -170,18 +171,23 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
     left_out, needed = [], []
     for source in (whole, *(model.config.weight_sources or [])):
         prefix = source.get("prefix", "")
+        same, digests = [], {}
         with ExitStack() as stack:
-            weights = open_weights(find_files(source), stack)
-            found = {prefix + name: weight for name, weight in weights.items()}
-            same = [
-                name
-                for name, tensor in unplaced.items()
-                if (name in found and _begin_alike(tensor, found[name]))
-                or (name.startswith(quantised) and _owner(name, quantised) + "weight" in found)
-            ]
-            if same:
-                described = {**source, "digest": digest(weights)}
-                needed.append({key: value for key, value in described.items() if value is not None})
+            for file in find_files(source, unplaced.__contains__):
+                weights = open_weights([file], stack)
+                found = {prefix + name: weight for name, weight in weights.items()}
+                here = [
+                    name
+                    for name, tensor in unplaced.items()
+                    if (name in found and _begin_alike(tensor, found[name]))
+                    or (name.startswith(quantised) and _owner(name, quantised) + "weight" in found)
+                ]
+                if here:
+                    same += here
+                    digests[Path(file).name] = digest(weights)
+        if same:
+            described = {**source, "digests": digests}
+            needed.append({key: value for key, value in described.items() if value is not None})
         left_out += same
         for name in same:
             del unplaced[name]

@@ -1,6 +1,7 @@
 """A fine-tuning run from a YAML file: what `deltavlm train` does."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .. import tiny
 from ..data import TASKS, load_changechat, load_generated
+from ..files import write_whole
 from ..quantization import four_bit_config
 from .arguments import DeltaVLMTrainingArguments
 from .augmentation import PairAugmentation
@@ -23,6 +25,8 @@ from .rows import TrainingRows
 from .trainer import DeltaVLMTrainer
 
 logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "training_run.json"  # in the output folder: with what the model was trained
 
 
 @dataclass
@@ -192,4 +196,7 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
         logger.warning("Going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
+    if trainer.is_world_process_zero():
+        settings = json.dumps(dataclasses.asdict(run), indent=2, default=str) + "\n"
+        write_whole(Path(args.output_dir) / SETTINGS_FILE, settings)
     return Path(args.output_dir)
