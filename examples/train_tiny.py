@@ -428,6 +428,24 @@ def train(stage: str, module: nn.Module, data: Dataset, collator: Collator, scal
     return (time.perf_counter() - start) / 60
 
 
+def save(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, folder: Path) -> None:
+    """Writes model and processor, in half precision."""
+    model.generation_config = GenerationConfig(
+        bos_token_id=processor.tokenizer.bos_token_id,
+        eos_token_id=processor.tokenizer.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        suppress_tokens=[processor.image_token_id],
+        max_new_tokens=LONGEST_ANSWER,
+    )
+    for saved in (DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMImageProcessor, DeltaVLMProcessor):
+        saved._auto_class = None  # no copy of the code: it is in the package, beside the folder
+    model.requires_grad_(True).half().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = "float32"  # kept in half precision, used in full
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
 # Evaluation, as `deltavlm evaluate` does it
 
 
@@ -499,21 +517,7 @@ def main() -> None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"weights": model.state_dict(), "minutes": minutes[stage]}, kept)
 
-    model.generation_config = GenerationConfig(
-        bos_token_id=processor.tokenizer.bos_token_id,
-        eos_token_id=processor.tokenizer.eos_token_id,
-        pad_token_id=processor.tokenizer.pad_token_id,
-        suppress_tokens=[processor.image_token_id],
-        max_new_tokens=LONGEST_ANSWER,
-    )
-    for saved in (DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMImageProcessor, DeltaVLMProcessor):
-        saved._auto_class = None  # no copy of the code: it is in the package, beside the folder
-    model.requires_grad_(True).half().save_pretrained(args.output)
-    processor.save_pretrained(args.output)
-    config = json.loads((args.output / "config.json").read_text())
-    config["dtype"] = "float32"  # kept in half precision, used in full
-    (args.output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
+    save(model, processor, args.output)
     figures = evaluate(args.output, VALIDATION_SEEDS if args.validate else TEST_SEEDS, args.test)
     figures["minutes"] = {stage: round(value, 1) for stage, value in minutes.items()}
     (args.output / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")

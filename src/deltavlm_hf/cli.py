@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("deltavlm_demo.png"), help="default: %(default)s")
     demo.add_argument("--web", action="store_true", help="serve a page to drop images on and talk about them")
     demo.add_argument("--host", default="127.0.0.1", help="of the page (default: %(default)s)")
-    demo.add_argument("--port", type=int, default=7860, help="of the page (default: %(default)s)")
+    demo.add_argument("--port", type=int, help="of the page (default: the first free one from 7860)")
     demo.add_argument("--share", action="store_true", help="a public link to the page, through gradio's servers")
 
     publish.add_argument("folder", type=Path, metavar="FOLDER", help="a saved model")

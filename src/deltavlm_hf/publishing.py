@@ -36,6 +36,7 @@ FILES = (
     "vocab.txt",
     "merges.txt",
 )
+FOLDERS = ("", "qformer_tokenizer", "additional_chat_templates")
 # Licences of what a model may be made from, as their owners state them.
 LICENCES = {
     "lmsys/vicuna-7b-v1.5": "Vicuna: Llama 2 Community License",
@@ -103,7 +104,7 @@ class Publication:
         base_models: Sequence[str] = (),
     ):
         self.folder, self.repo_id = Path(folder), repo_id
-        names = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+        names = _files_in(self.folder)
         for needed in ((CONFIG_NAME,), (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), ("processor_config.json",)):
             if not set(needed) & set(names):
                 raise FileNotFoundError(
@@ -122,8 +123,10 @@ class Publication:
         self.license = license
         self.report = _read_report(Path(report)) if report else None
         code = self._code()
-        self.names = [name for name in names if name in code or any(fnmatch.fnmatch(name, one) for one in FILES)]
-        self.left = [name for name in names if name not in self.names]
+        self.names = [name for name in names if name in code or _loads(name)]
+        self.left = sorted(
+            {name.partition("/")[0] for name in names} - {name.partition("/")[0] for name in self.names}
+        )
         own = self.folder / CARD
         self.card = ModelCard.load(own) if own.exists() else self._make_card()
 
@@ -258,6 +261,15 @@ ChangeChat-105k knows: captions, yes or no, counts, 3x3 grid, open questions, di
         )
 
 
+def _files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _loads(name: str) -> bool:
+    folder, _, file = name.rpartition("/")
+    return folder in FOLDERS and any(fnmatch.fnmatch(file, pattern) for pattern in FILES)
+
+
 def _read_report(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; `deltavlm evaluate` writes it as report.json.")
@@ -339,4 +351,4 @@ def _with_code(folder: Path) -> dict[str, Path | bytes]:
     config, processor = DeltaVLMConfig.from_pretrained(folder), DeltaVLMProcessor.from_pretrained(folder)
     with tempfile.TemporaryDirectory() as partial:
         save_without_weights(config, processor, Path(partial))
-        return {path.name: path.read_bytes() for path in Path(partial).iterdir()}
+        return {name: (Path(partial) / name).read_bytes() for name in _files_in(Path(partial))}

@@ -118,8 +118,8 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
         for image in (before, after):
             image.change(compare, [before, after], [visit, slider, chat, evidence], api_visibility="private")
         outputs = [question, chat, evidence]
-        shared = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-        running = [
+        shared: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+        running: list[Any] = [
             question.submit(ask, [question, visit, chat], outputs, **shared),
             send.click(ask, [question, visit, chat], outputs, **shared),
         ]
@@ -188,13 +188,12 @@ def _thumbnails(before: str, after: str) -> tuple[Image.Image, Image.Image]:
 
 
 def _evidence(visit: _Visit) -> list[tuple[Image.Image, str]]:
-    maps = visit.session.explain()
+    attention, change = (maps[0].float().cpu().numpy() for maps in visit.session.explain().to_tuple())
     before, after = visit.shown
-    attention = maps.attention[0].cpu().numpy()
     pictures = [
         (overlay_heat(before, attention[0], attention.max()), "attention, before"),
         (overlay_heat(after, attention[1], attention.max()), "attention, after"),
-        (overlay_heat(after, maps.change[0].float().cpu().numpy()), "how far the dates differ"),
+        (overlay_heat(after, change), "how far the dates differ"),
     ]
     cells = parse_grid(visit.session.history[-1][1])
     if cells is not None:

@@ -197,6 +197,6 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        settings = json.dumps(dataclasses.asdict(run), indent=2, default=str) + "\n"
-        write_whole(Path(args.output_dir) / SETTINGS_FILE, settings)
+        described = json.dumps(dataclasses.asdict(run), indent=2, default=str) + "\n"
+        write_whole(Path(args.output_dir) / SETTINGS_FILE, described)
     return Path(args.output_dir)

@@ -1,0 +1,19 @@
+"""A Space of Hugging Face: the page of `deltavlm demo --web`. The Space's variables: MODEL_ID, REVISION to pin it."""
+
+import os
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import deltavlm_hf
+from deltavlm_hf.web import build, launch
+
+model_id = os.environ.get("MODEL_ID") or deltavlm_hf.tiny()
+revision = os.environ.get("REVISION") or "main"
+device_map = "auto" if torch.cuda.is_available() else None
+model = AutoModelForImageTextToText.from_pretrained(model_id, revision=revision, device_map=device_map)
+processor = AutoProcessor.from_pretrained(model_id, revision=revision)
+demo = build(model, processor)
+
+if __name__ == "__main__":
+    launch(demo)

@@ -1,0 +1,321 @@
+"""Publishing: what goes up, the card, and round trips through an HTTP server into processes without this package."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub import Hub
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import deltavlm_hf
+from deltavlm_hf.cli import main
+from deltavlm_hf.data import load_generated
+from deltavlm_hf.publishing import Publication
+from deltavlm_hf.training import freeze, leave_out_frozen
+
+REPORT = Path(__file__).parents[1] / "docs" / "tiny_report" / "report.json"
+REPO = "someone/changes"
+# A process that finds transformers but not this package, as other people's machines have it.
+LOAD = """
+import sys, torch
+from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
+repo, revision, before, after = sys.argv[1:]
+options = {"trust_remote_code": True, "revision": revision or None}
+model = AutoModelForImageTextToText.from_pretrained(repo, **options)
+assert not any(name == "deltavlm_hf" or name.startswith("deltavlm_hf.") for name in sys.modules)
+processor = AutoProcessor.from_pretrained(repo, **options)
+inputs = processor(images=(before, after), text="What changed?", return_tensors="pt")
+ids = model.generate(**inputs, max_new_tokens=32)
+print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)[0])
+other = AutoModelForMultimodalLM.from_pretrained(repo, **options)
+assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
+part = AutoModel.from_pretrained(repo, **options)
+assert not hasattr(part, "language_model") and torch.equal(part.query_tokens, model.query_tokens)
+"""
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory) -> tuple[str, str]:
+    """A generated pair as files."""
+    folder = tmp_path_factory.mktemp("pair")
+    row = load_generated(1, 4_900_000)[0]
+    for date in ("before", "after"):
+        row[date].save(folder / f"{date}.png")
+    return str(folder / "before.png"), str(folder / "after.png")
+
+
+@pytest.fixture(scope="session")
+def expected(pair) -> str:
+    """What the shipped model says of it."""
+    model = AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
+    processor = AutoProcessor.from_pretrained(deltavlm_hf.tiny())
+    inputs = processor(images=pair, text="What changed?", return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=32)
+    return processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+
+
+@pytest.fixture
+def hub():
+    with Hub() as server:
+        yield server
+
+
+def clean_environment(hub: Hub | None, home: Path) -> dict[str, str]:
+    """Without this package, without a cache, and with the Hub at another address."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
+    environment["HF_HOME"] = str(home)
+    if hub is None:
+        environment["HF_HUB_OFFLINE"] = "1"
+    else:
+        environment.update(HF_ENDPOINT=hub.endpoint, HF_TOKEN="hf_test", HF_HUB_DISABLE_XET="1")
+    return environment
+
+
+def run(code: str, *arguments: str, hub: Hub | None, home: Path) -> str:
+    """Runs in a process where `import deltavlm_hf` fails, as on a machine that does not have it."""
+    hide = (
+        "import sys\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'deltavlm_hf':\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", hide + code, *arguments],
+        capture_output=True,
+        text=True,
+        env=clean_environment(hub, home),
+        cwd=home,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def publish(hub: Hub, home: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "deltavlm_hf", "publish", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=clean_environment(hub, home))
+
+
+class TestRoundTrip:
+    def test_from_the_command_line_to_a_process_without_this_package(self, hub, tmp_path, pair, expected):
+        """Model, processor and code by their name on the Hub; then the same again by its commit."""
+        done = publish(hub, tmp_path, deltavlm_hf.tiny(), REPO, "--license", "apache-2.0", "--report", str(REPORT))
+        assert done.returncode == 0, done.stderr
+        commit = hub.sha(REPO, "main")
+        assert done.stdout.strip() == f"{hub.endpoint}/{REPO}/commit/{commit}"
+        assert run(LOAD, REPO, "", *pair, hub=hub, home=tmp_path) == expected
+        assert run(LOAD, REPO, commit, *pair, hub=None, home=tmp_path) == expected  # offline, from the cache
+        good = hub.files[REPO]["main"]
+        hub.files[REPO] = {"main": {**good, "config.json": b"changed since"}, "before": good}
+        (tmp_path / "fresh").mkdir()
+        assert run(LOAD, REPO, commit, *pair, hub=hub, home=tmp_path / "fresh") == expected
+
+    def test_with_this_package_no_remote_code_is_needed(self, hub, tmp_path, pair, expected):
+        assert publish(hub, tmp_path, deltavlm_hf.tiny(), REPO).returncode == 0
+        code = (
+            "import sys, deltavlm_hf\n"
+            "from transformers import pipeline\n"
+            "model, before, after = sys.argv[1:]\n"
+            "content = [{'type': 'image', 'path': before}, {'type': 'image', 'path': after}]\n"
+            "content.append({'type': 'text', 'text': 'What changed?'})\n"
+            "answers = pipeline('image-text-to-text', model=model)(\n"
+            "    text=[{'role': 'user', 'content': content}], return_full_text=False, max_new_tokens=32)\n"
+            "print(answers[0]['generated_text'])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, REPO, *pair],
+            capture_output=True,
+            text=True,
+            env=clean_environment(hub, tmp_path),
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip().splitlines()[-1] == expected
+
+    def test_push_to_hub_of_model_and_processor(self, hub, tmp_path, pair, expected):
+        code = (
+            "import sys, deltavlm_hf\n"
+            "from transformers import AutoModelForImageTextToText, AutoProcessor\n"
+            "for kind in (AutoModelForImageTextToText, AutoProcessor):\n"
+            "    kind.from_pretrained(deltavlm_hf.tiny()).push_to_hub(sys.argv[1])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, REPO], capture_output=True, text=True, env=clean_environment(hub, tmp_path)
+        )
+        assert done.returncode == 0, done.stderr
+        assert run(LOAD, REPO, "", *pair, hub=hub, home=tmp_path) == expected
+
+    def test_push_to_hub_of_a_trainer(self, hub, tmp_path, pair):
+        code = (
+            "import sys\n"
+            "from deltavlm_hf.training.run import TrainingRun, train\n"
+            "settings = {'output_dir': sys.argv[1], 'max_steps': 1, 'push_to_hub': True,\n"
+            "            'hub_model_id': sys.argv[2], 'report_to': 'none', 'use_cpu': True,\n"
+            "            'save_frozen_weights': True, 'save_strategy': 'no',\n"
+            "            'per_device_train_batch_size': 2}\n"
+            "from deltavlm_hf.training.run import DataConfig\n"
+            "train(TrainingRun(training=settings, data=DataConfig(pairs=2, validation_pairs=0)))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "run"), REPO],
+            capture_output=True,
+            text=True,
+            env=clean_environment(hub, tmp_path),
+        )
+        assert done.returncode == 0, done.stderr
+        assert {"model.safetensors", "processor_config.json", "README.md"} <= hub.files[REPO]["main"].keys()
+        assert run(LOAD, REPO, "", *pair, hub=hub, home=tmp_path)
+
+    def test_a_small_one_finds_its_base_on_the_hub(self, hub, tmp_path, pair):
+        """What was trained goes up alone, and points to the base's commit."""
+        base = "someone/base"
+        assert publish(hub, tmp_path, deltavlm_hf.tiny(), base).returncode == 0
+        code = (
+            "import sys, torch\n"
+            "from transformers import AutoModelForImageTextToText, AutoProcessor\n"
+            "import deltavlm_hf\n"
+            "from deltavlm_hf.training import freeze, leave_out_frozen\n"
+            "model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])\n"
+            "freeze(model)\n"
+            "torch.nn.init.normal_(model.query_tokens)\n"
+            "leave_out_frozen(model)\n"
+            "model.save_pretrained(sys.argv[2])\n"
+            "AutoProcessor.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
+        )
+        small = tmp_path / "small"
+        done = subprocess.run(
+            [sys.executable, "-c", code, base, str(small)],
+            capture_output=True,
+            text=True,
+            env=clean_environment(hub, tmp_path),
+        )
+        assert done.returncode == 0, done.stderr
+        (source,) = json.loads((small / "config.json").read_text())["weight_sources"]
+        assert (source["name_or_path"], source["revision"]) == (base, hub.sha(base, "main"))
+        assert publish(hub, tmp_path, str(small), REPO).returncode == 0
+        card = ModelCard(hub.files[REPO]["main"]["README.md"].decode())
+        assert card.data.base_model == [base] or card.data.base_model == base
+        assert run(
+            LOAD,
+            REPO,
+            "",
+            *pair,
+            hub=hub,
+            home=tmp_path / "fresh" if (tmp_path / "fresh").mkdir() else tmp_path / "fresh",
+        )
+
+    def test_a_card_that_the_hub_refuses_leaves_nothing_there(self, tmp_path):
+        with Hub(refuse_card="no-such-licence") as hub:
+            done = publish(hub, tmp_path, deltavlm_hf.tiny(), REPO, "--license", "no-such-licence")
+            assert done.returncode == 1 and "no-such-licence" in done.stderr
+            assert REPO not in hub.files
+
+
+class TestWhatGoesUp:
+    def test_dry_run_shows_it_and_sends_nothing(self, tmp_path, capsys):
+        folder = Path(shutil.copytree(deltavlm_hf.tiny(), tmp_path / "model"))
+        (folder / "checkpoint-10").mkdir()
+        for name in ("optimizer.pt", "training_args.bin", "notes.py", "secrets.json"):
+            (folder / name).write_text("not for others")
+        assert main(["publish", str(folder), REPO, "--dry-run"]) == 0
+        listed, _, card = capsys.readouterr().out.partition("\n---\n")
+        names = {line.split()[-1] for line in listed.splitlines() if not line.startswith("Not sent")}
+        assert {"README.md", "config.json", "model.safetensors", "modeling_deltavlm.py", "tokenizer.json"} <= names
+        assert not names & {"optimizer.pt", "training_args.bin", "notes.py", "secrets.json", "checkpoint-10"}
+        assert "Not sent: " in listed and "secrets.json" in listed.partition("Not sent: ")[2]
+        assert f"{(folder / 'model.safetensors').stat().st_size:,}" in listed
+        assert "library_name: transformers" in card
+
+    def test_files_are_those_that_load(self, tmp_path, pair, expected):
+        folder = tmp_path / "up"
+        folder.mkdir()
+        for name, content in Publication(deltavlm_hf.tiny(), REPO).files().items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        (tmp_path / "home").mkdir()
+        assert run(LOAD, str(folder), "", *pair, hub=None, home=tmp_path / "home") == expected
+
+    def test_pointers_to_this_machine_are_refused(self, tmp_path):
+        base = Path(shutil.copytree(deltavlm_hf.tiny(), tmp_path / "base"))
+        model = AutoModelForImageTextToText.from_pretrained(base)
+        freeze(model)
+        with torch.no_grad():
+            model.query_tokens.add_(1)
+        leave_out_frozen(model)
+        model.save_pretrained(tmp_path / "small")
+        AutoProcessor.from_pretrained(base).save_pretrained(tmp_path / "small")
+        with pytest.raises(ValueError, match="which nobody else has") as caught:
+            Publication(tmp_path / "small", REPO)
+        assert str(base) in str(caught.value)
+
+    @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "processor_config.json"])
+    def test_what_is_no_model(self, tmp_path, missing, capsys):
+        folder = Path(shutil.copytree(deltavlm_hf.tiny(), tmp_path / "model"))
+        (folder / missing).unlink()
+        assert main(["publish", str(folder), REPO, "--dry-run"]) == 1
+        assert f"{missing}" in capsys.readouterr().err
+        with pytest.raises(FileNotFoundError, match="is no saved model"):
+            Publication(tmp_path / "nowhere", REPO)
+
+
+class TestCard:
+    def test_metadata_is_what_the_hub_reads(self):
+        card = Publication(deltavlm_hf.tiny(), REPO, REPORT, "apache-2.0", ["someone/base"]).card
+        again = ModelCard(str(card))
+        data = again.data.to_dict()
+        assert data["pipeline_tag"] == "image-text-to-text" and data["library_name"] == "transformers"
+        assert data["license"] == "apache-2.0" and data["base_model"] == ["someone/base"]
+        name, results = model_index_to_eval_results(data["model-index"])
+        assert name == "changes"
+        report = json.loads(REPORT.read_text())["systems"]["tiny"]
+        figures = {result.metric_name: result.metric_value for result in results}
+        assert figures["yes/no accuracy"] == round(report["binary"]["accuracy"], 4)
+        assert figures["captions, BLEU-4, protocol coco"] == round(report["caption"]["all"]["BLEU-4"], 4)
+        assert figures["buildings, exact count"] == round(report["count"]["buildings"]["exact"], 4)
+        assert all(f"| {result.metric_name} | {result.metric_value} |" in again.text for result in results)
+
+    def test_without_a_report_there_are_no_figures(self):
+        card = Publication(deltavlm_hf.tiny(), REPO).card
+        assert card.data.eval_results is None and "None were measured." in card.text
+
+    def test_its_snippet_runs(self, hub, tmp_path, pair, expected):
+        assert publish(hub, tmp_path, deltavlm_hf.tiny(), REPO).returncode == 0
+        for path in pair:
+            shutil.copy(path, tmp_path)
+        card = hub.files[REPO]["main"]["README.md"].decode()
+        snippet = card.partition("```python\n")[2].partition("```")[0]
+        assert run(snippet, hub=hub, home=tmp_path) == expected
+
+    def test_what_a_training_run_leaves_is_in_it(self, tmp_path):
+        folder = Path(shutil.copytree(deltavlm_hf.tiny(), tmp_path / "model"))
+        settings = {
+            "training": {"output_dir": str(tmp_path), "learning_rate": 1e-4},
+            "model": "someone/base",
+            "data": {"source": "hlwu/changechat-105k", "images": "/home/me/images"},
+            "task_weights": None,
+        }
+        (folder / "training_run.json").write_text(json.dumps(settings))
+        text = Publication(folder, REPO).card.text
+        assert "| training.learning_rate | `0.0001` |" in text and "| model | `someone/base` |" in text
+        assert "LEVIR-CC imagery: academic use only" in text and "CC-BY-4.0" in text
+        assert "/home/me" not in text and str(tmp_path) not in text
+
+    def test_the_owners_own_card_is_kept(self, tmp_path):
+        folder = Path(shutil.copytree(deltavlm_hf.tiny(), tmp_path / "model"))
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
+        publication = Publication(folder, REPO)
+        assert publication.card.data.license == "mit"
+        assert publication.files()["README.md"].endswith(b"# Mine\n")
+
+    @pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": {}, "systems": {}}'])
+    def test_a_report_of_another_form(self, tmp_path, content):
+        (tmp_path / "report.json").write_text(content)
+        with pytest.raises(ValueError, match="is no report.json"):
+            Publication(deltavlm_hf.tiny(), REPO, tmp_path / "report.json")
