@@ -5,8 +5,8 @@ The paper's ablation at the size of the small model: CSRM against plain concaten
 
 For each seed a vision encoder learns to see changes under a throw-away head that reads both dates' plain features, so
 that it suits CSRM and concatenation alike. From there every variant gets the same steps of the stages `eyes`, `align`
-and `speak` of `examples/train_tiny.py`, and the shipped model's language model, frozen. Budgets are far below the shipped
-model's: the table compares, it does not show what is possible. Finished runs are kept in the output and not repeated.
+and `speak` of `examples/train_tiny.py`, and the shipped model's language model, frozen. Budgets are far below the
+shipped model's: the table compares, it does not show what is possible. Finished runs are kept and not repeated.
 """
 
 import argparse
