@@ -8,17 +8,20 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import deltavlm_hf
+from deltavlm_hf import ChangeSession
 from deltavlm_hf.data.scenes import generate_scene
 from deltavlm_hf.overlay import draw_cells, overlay_heat
-from deltavlm_hf.web import TASKS
+from deltavlm_hf.web import TASKS, stream_answer
 
 SECONDS = 120  # for slow machines; time never fails a test before
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -92,8 +95,12 @@ def answers(page: Page, number: int) -> list[str]:
     bubbles = page.locator("#chat .bot.message, #chat .message.bot")
     expect(bubbles).to_have_count(number, timeout=SECONDS * 1000)
     expect(bubbles.last).to_have_text(re.compile(r"\w"), timeout=SECONDS * 1000)
-    page.wait_for_function("() => document.querySelectorAll('#evidence img').length > 0", timeout=SECONDS * 1000)
-    return [text.strip() for text in bubbles.all_inner_texts()]
+    page.locator("#evidence img").first.wait_for()
+    before = None
+    while (texts := [text.strip() for text in bubbles.all_inner_texts()]) != before:  # it still streams
+        before = texts
+        page.wait_for_timeout(1500)
+    return texts
 
 
 @pytest.mark.slow
@@ -106,14 +113,12 @@ class TestInABrowser:
         assert first in ("yes", "no")
         page.get_by_placeholder("What changed?").fill("How many roads and buildings are new?")
         page.get_by_role("button", name="Send").click()
-        assert re.search(r"\d+ new road", answers(page, 2)[1])
+        assert re.fullmatch(r"(\d+|no) new roads?, (\d+|no) new buildings?", answers(page, 2)[1])
         page.get_by_role("button", name="Locate").click()
         third = answers(page, 3)[2]
         assert "roads: [" in third
-        page.wait_for_function("() => document.querySelectorAll('#evidence img').length >= 4")
-        assert "the answer: roads yellow" in page.locator("#evidence").inner_text() or page.get_by_label(
-            re.compile("the answer")
-        )
+        expect(page.locator("#evidence")).to_contain_text("the answer: roads yellow", timeout=SECONDS * 1000)
+        expect(page.locator("#evidence")).to_contain_text("attention, before")
 
     def test_visitors_do_not_see_each_other(self, open_page, pair):
         one, other = open_page(), open_page()
@@ -161,12 +166,12 @@ class TestApi:
         assert reply in ("yes", "no")
         assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/ask"}
 
-    def test_files_of_the_server_are_out_of_reach(self, address):
-        picture = Path(deltavlm_hf.tiny()) / "config.json"
-        client = Client(address, verbose=False)
-        image = {"path": str(picture), "meta": {"_type": "gradio.FileData"}}
-        with pytest.raises(Exception, match="(?i)cannot|not allowed|invalid|access"):
-            client.predict(image, image, "What changed?", api_name="/ask")
+    def test_files_of_the_server_are_out_of_reach(self, address, pair):
+        """An image that lies on the server's disk, asked about without being uploaded."""
+        images = [{"path": str(path), "meta": {"_type": "gradio.FileData"}} for path in pair]
+        call = httpx.post(f"{address}/gradio_api/call/ask", json={"data": [*images, TASKS["Changed?"]]})
+        outcome = httpx.get(f"{address}/gradio_api/call/ask/{call.json()['event_id']}", timeout=SECONDS).text
+        assert outcome.startswith("event: error")
 
     def test_what_is_no_image(self, address, pair, tmp_path):
         client = Client(address, verbose=False)
@@ -187,6 +192,24 @@ class TestApi:
             client.predict(*map(handle_file, map(str, pair)), question, api_name="/ask")
 
 
+def test_an_answer_ends_with_its_listener():
+    """Whoever stops listening stops the generation."""
+    model = AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
+    model.generation_config.eos_token_id = None  # it would go on to the limit
+    session = ChangeSession(
+        model,
+        AutoProcessor.from_pretrained(deltavlm_hf.tiny()),
+        Image.new("RGB", (96, 96)),
+        Image.new("RGB", (96, 96)),
+    )
+    whole = "".join(stream_answer(session, "What changed?"))
+    pieces = stream_answer(session, "What changed?")
+    next(pieces)
+    pieces.close()
+    assert session.history[0][1] == whole.strip()
+    assert len(session.history[1][1]) < len(whole) / 2
+
+
 class TestOverlay:
     def test_heat_shows_where_it_is(self):
         image = Image.new("RGB", (90, 60), (10, 120, 10))
@@ -195,7 +218,7 @@ class TestOverlay:
         drawn = np.asarray(overlay_heat(image, heat)).astype(int)
         assert drawn.shape == (60, 90, 3)
         assert (drawn[:, 60:] == (10, 120, 10)).all()
-        assert (drawn[:, :20].mean((0, 1)) > 150).all()  # the ramp ends bright
+        assert (drawn[:, :20].mean((0, 1)) > 140).all()  # the ramp ends bright
 
     def test_maps_of_one_scale(self):
         image = Image.new("RGB", (8, 8))

@@ -79,14 +79,14 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
         shown = _thumbnails(before, after)
         return _Visit(session, shown), shown, [], None
 
-    def ask(question: str, visit: _Visit | None, messages: list[dict]):
+    def converse(question: str, visit: _Visit | None, messages: list[dict]):
         """Streams an answer into the conversation."""
         question = _question(question)
         if visit is None:
             raise gr.Error("Give two images first: before and after.")
         messages = [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": ""}]
         yield "", messages, gr.skip()
-        for piece in _stream(visit.session, question):
+        for piece in stream_answer(visit.session, question):
             messages[-1]["content"] += piece
             yield gr.skip(), messages, gr.skip()
         yield gr.skip(), messages, _evidence(visit)
@@ -120,11 +120,11 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
         outputs = [question, chat, evidence]
         shared: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         running: list[Any] = [
-            question.submit(ask, [question, visit, chat], outputs, **shared),
-            send.click(ask, [question, visit, chat], outputs, **shared),
+            question.submit(converse, [question, visit, chat], outputs, **shared),
+            send.click(converse, [question, visit, chat], outputs, **shared),
         ]
         for button, instruction in zip(tasks, TASKS.values(), strict=True):
-            running.append(button.click(ask, [gr.State(instruction), visit, chat], outputs, **shared))
+            running.append(button.click(converse, [gr.State(instruction), visit, chat], outputs, **shared))
         stop.click(None, cancels=running, api_visibility="private")
         # For programs; through components, so that paths can only be those of uploaded files.
         once, reply = gr.Button(visible=False), gr.Textbox(visible=False)
@@ -209,8 +209,14 @@ class _Stop(StoppingCriteria):
         return torch.full((len(input_ids),), self.asked.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
-def _stream(session: ChangeSession, question: str) -> Iterator[str]:
-    """The pieces of an answer. Generation ends with whoever listens."""
+def stream_answer(session: ChangeSession, question: str) -> Iterator[str]:
+    """
+    The pieces of an answer as they come. Generation stops when nobody listens any more.
+
+    Args:
+        session ([`ChangeSession`]): the conversation, which the turn is added to.
+        question (`str`): the question.
+    """
     pieces: queue.Queue[str | BaseException | None] = queue.Queue()
     stop = threading.Event()
 

@@ -397,8 +397,8 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             ValueError: see [`~DeltaVLMModel.get_image_features`].
         """
         size = (self.config.vision_config.image_size,) * 2 if pixel_values is None else pixel_values.shape[-2:]
-        implementation = self.qformer.config._attn_implementation
         with _EXPLAINING:  # threads would leave each other's implementation behind
+            implementation = self.qformer.config._attn_implementation
             self.qformer.set_attn_implementation("eager")  # the others keep no weights
             try:
                 outputs = self.get_image_features(
