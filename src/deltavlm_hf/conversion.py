@@ -138,12 +138,12 @@ def convert_original_checkpoint(
             "InstructBLIP as `vision`, or convert the whole."
         )
     config = DeltaVLMConfig() if config is None else DeltaVLMConfig.from_dict(config.to_dict())
+    config.text_config = AutoConfig.from_pretrained(language_model)
     tokenizer = AutoTokenizer.from_pretrained(language_model, **SPECIAL_TOKENS)
     processor = _build_processor(
         tokenizer, _read_bert(qformer_tokenizer), config, qformer_prompt="dialogue", normalize_text=True
     )
     special_ids = {name: getattr(processor.tokenizer, name) for name in SPECIAL_IDS}
-    config.text_config = AutoConfig.from_pretrained(language_model)
     config.image_token_id = processor.image_token_id
     generation = GenerationConfig(**GENERATION_DEFAULTS, **special_ids)
     dropped = DROPPED if config.difference_module == "csrm" else DROPPED + DROPPED_CSRM
@@ -211,6 +211,7 @@ def convert_instructblip(
         origin = _Origin(instructblip, stack)
         weights = {**origin.weights, **_neutral_csrm(config)}
         _make_room(weights, config.text_config, special_ids["pad_token_id"])
+        config.text_config.update(special_ids)
         generation = GenerationConfig(**special_ids)
         _write(weights, config, processor, generation, output_dir, [origin] if small else [], max_shard_size)
     return output_dir
@@ -296,7 +297,7 @@ def _make_room(weights: Weights, text_config: PreTrainedConfig, token_id: int) -
         rows = shape(weights[name])[0] if name in weights else token_id + 1
         if rows <= token_id:
             table = weights[name][...]
-            mean = table.float().mean(0, keepdim=True).to(table.dtype)
+            mean = table.mean(0, keepdim=True, dtype=torch.float32).to(table.dtype)
             weights[name] = torch.cat([table, mean.expand(token_id + 1 - rows, -1)])
             text_config.vocab_size = token_id + 1
 
