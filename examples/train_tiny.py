@@ -3,7 +3,7 @@ Makes the small model that ships with the package, from seed to weights, on gene
 
     python examples/train_tiny.py --output src/deltavlm_hf/tiny_model
 
-On 2 CPU cores beside other work its stages took 88 minutes. Every stage is a plain `Trainer`:
+On 2 CPU cores beside other work it took 62 minutes. Every stage is a plain `Trainer`:
 1. `language`: a small language model learns, from text alone, to answer all six tasks from a description of the change
    in 32 tokens. Then it is frozen.
 2. `eyes`: vision encoder and CSRM learn, under a throw-away head, to mark what is new in every patch.

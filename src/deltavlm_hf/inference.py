@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import TextStreamer
+from transformers import Cache, DynamicCache, TextStreamer
 from transformers.image_utils import ImageInput
+from transformers.utils import ModelOutput
 
 from .modeling import DeltaVLMForConditionalGeneration
 from .modeling.modeling_deltavlm import DeltaVLMExplanation
@@ -46,11 +47,17 @@ class ChangeSession:
     """
     A conversation about one image pair. The pair is encoded once, however many questions follow.
 
+    As the model was trained, the Q-Former reads each new question, so that the change tokens, which stand in front of
+    the dialogue, differ from turn to turn, and the language model reads everything anew. With `fixed_change_tokens`
+    those of the first question stay, and the language model goes on from its cache: later turns read only what is new.
+    Answers are those of reading everything with these tokens; but what a later question is about was not looked for.
+
     Args:
         model ([`DeltaVLMForConditionalGeneration`]): on any device.
         processor ([`DeltaVLMProcessor`]): the model's.
         before: the image of the first date, anything that [`DeltaVLMImageProcessor`] takes.
         after: the image of the second date.
+        fixed_change_tokens (`bool`, *optional*, defaults to `False`): see above. Not with beams.
 
     Attributes:
         history (`list[tuple[str, str]]`): the turns so far, as `(question, answer)`.
@@ -62,9 +69,13 @@ class ChangeSession:
         processor: DeltaVLMProcessor,
         before: ImageInput,
         after: ImageInput,
+        fixed_change_tokens: bool = False,
     ):
         self.model = model
         self.processor = processor
+        self.fixed_change_tokens = fixed_change_tokens
+        self._change_tokens: ModelOutput | None = None
+        self._read: tuple[torch.Tensor, Cache] | None = None  # ids (L,) with the language model's cache of them
         self.history: list[tuple[str, str]] = []
         pixel_values = processor(images=(before, after), return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
@@ -89,7 +100,10 @@ class ChangeSession:
                 **generate_kwargs,
                 "streamer": _CallbackStreamer(self.processor, stream),
             }
-        (reply,) = self._answer([question], [self.history], **generate_kwargs)
+        if self.fixed_change_tokens:
+            reply = self._go_on(question, **generate_kwargs)
+        else:
+            (reply,) = self._answer([question], [self.history], **generate_kwargs)
         self.history.append((question, reply))
         return reply
 
@@ -109,6 +123,45 @@ class ChangeSession:
         *earlier, (question, _) = self.history
         inputs = self.processor(text=[question], history=[earlier], return_tensors="pt").to(self.model.device)
         return self.model.explain(pair_features=self.pair_features, **inputs)
+
+    @torch.inference_mode()
+    def _go_on(self, question: str, **generate_kwargs) -> str:
+        """An answer with the first question's change tokens, reading only what the cache does not hold."""
+        inputs = self.processor(text=[question], history=[self.history], return_tensors="pt").to(self.model.device)
+        ids = inputs["input_ids"]
+        if self._change_tokens is None:
+            self._change_tokens = self.model.get_image_features(
+                qformer_input_ids=inputs["qformer_input_ids"],
+                qformer_attention_mask=inputs["qformer_attention_mask"],
+                pair_features=self.pair_features,
+                return_dict=True,
+            )
+        known, cache = self._known(ids[0])
+        images = {} if known else {"mm_encoder_outputs": {"image": self._change_tokens}}
+        self._read = None  # generation writes into the cache: after an error it is of no use
+        outputs = self.model.generate(
+            input_ids=ids,
+            attention_mask=inputs["attention_mask"],
+            past_key_values=cache,
+            return_dict_in_generate=True,
+            **images,
+            **{"num_beams": 1, **generate_kwargs},
+        )
+        self._read = (outputs.sequences[0], outputs.past_key_values)
+        reply = outputs.sequences[:, ids.shape[1] :]
+        return self.processor.batch_decode(reply, skip_special_tokens=True)[0].strip()
+
+    def _known(self, ids: torch.Tensor) -> tuple[int, Cache]:
+        """How many of these ids `(L,)` the cache holds, from the first one on, and the cache cut to them."""
+        if self._read is not None:
+            read, cache = self._read
+            most = min(len(read), len(ids) - 1, cache.get_seq_length())
+            known = int((read[:most] == ids[:most]).long().cumprod(0).sum())
+            if known >= self.model.config.num_query_tokens:
+                if known < cache.get_seq_length():
+                    cache.crop(known - cache.get_seq_length())
+                return known, cache
+        return 0, DynamicCache(config=self.model.config.get_text_config(decoder=True))
 
     def _answer(self, questions: Sequence[str], histories: Sequence[Sequence[Turn]], **generate_kwargs) -> list[str]:
         pair_features = self.pair_features

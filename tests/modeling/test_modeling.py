@@ -241,6 +241,14 @@ class TestGenerate:
         assert samples[0] == samples[1] != samples[2]
         assert len(samples[0]) == 4
 
+    @pytest.mark.parametrize("kwargs", [{}, {"num_beams": 3}, {"repetition_penalty": 1.5}], ids=str)
+    def test_from_embeddings(self, kwargs, small_model, small_inputs):
+        with torch.inference_mode():
+            embeds = small_model(**small_inputs, output_hidden_states=True).hidden_states[0]
+        prompt = {"inputs_embeds": embeds, "attention_mask": small_inputs["attention_mask"]}
+        ids = small_model.generate(**prompt, max_new_tokens=8, **kwargs)
+        assert ids.tolist() == answer_ids(small_model, small_inputs, max_new_tokens=8, **kwargs)
+
     def test_assisted(self, small_model, small_inputs):
         row = {name: value[1:] for name, value in small_inputs.items()}
         assert answer_ids(small_model, row, prompt_lookup_num_tokens=2) == answer_ids(small_model, row)

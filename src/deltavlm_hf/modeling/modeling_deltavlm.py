@@ -657,11 +657,17 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
             model_kwargs["mm_encoder_outputs"] = {key: type(value)(**value) for key, value in outputs.items()}
         return super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, is_first_iteration=False, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, inputs_embeds=None, is_first_iteration=False, **kwargs
+    ):
         # An assistant's prefill does not count as a first iteration, but it needs the images as well.
         is_prefill = past_key_values is not None and past_key_values.get_seq_length() == 0
         return super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration or is_prefill, **kwargs
+            input_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration or is_prefill,
+            **kwargs,
         )
 
     def _get_logits_processor(
