@@ -104,6 +104,7 @@ def publish(hub: Hub, home: Path, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, env=clean_environment(hub, home))
 
 
+@pytest.mark.slow
 class TestRoundTrip:
     def test_from_the_command_line_to_a_process_without_this_package(self, hub, tmp_path, pair, expected):
         """Model, processor and code by their name on the Hub; then the same again by its commit."""
@@ -285,6 +286,7 @@ class TestCard:
         card = Publication(deltavlm_hf.tiny(), REPO).card
         assert card.data.eval_results is None and "None were measured." in card.text
 
+    @pytest.mark.slow
     def test_its_snippet_runs(self, hub, tmp_path, pair, expected):
         assert publish(hub, tmp_path, deltavlm_hf.tiny(), REPO).returncode == 0
         for path in pair:

@@ -31,6 +31,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.instructblip.modeling_instructblip import BaseModelOutputWithVisionQformerOutputs
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, torch_compilable_check
+from transformers.utils.hub import extract_commit_hash
 
 from .configuration_deltavlm import DeltaVLMConfig
 from .csrm import Concatenation, CrossSemanticRelationMeasuring
@@ -101,6 +102,7 @@ def _rest_frozen_parts(module: nn.Module) -> None:
 class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
     config: DeltaVLMConfig
     base_model_prefix = ""
+    weights_revision: str | None = None
     _no_split_modules = [*InstructBlipPreTrainedModel._no_split_modules, "CrossSemanticRelationMeasuring"]
 
     @torch.no_grad()
@@ -112,6 +114,8 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
         sources = model.config.weight_sources
+        if checkpoint_files:  # the commit, where they came from the Hub
+            model.weights_revision = extract_commit_hash(str(checkpoint_files[0]), None)
         if model.config.language_model_lora and checkpoint_files:
             with ExitStack() as stack:
                 weights = open_weights(checkpoint_files, stack)

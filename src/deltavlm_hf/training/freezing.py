@@ -159,7 +159,7 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
         )
     if os.path.isdir(base):
         base = os.path.abspath(base)  # found from every working directory
-    whole = {"name_or_path": base, "revision": getattr(model.config, "_commit_hash", None), "prefix": ""}
+    whole = {"name_or_path": base, "revision": model.weights_revision, "prefix": ""}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     tensors = {without_adapter(name): tensor for name, tensor in model.state_dict().items()}
     unplaced = {name: tensor for name, tensor in tensors.items() if name not in trained}
