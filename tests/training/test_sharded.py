@@ -55,8 +55,8 @@ for step in range(2):
     compared = 0
     for (name, found), expected in zip(model.named_parameters(), alone.parameters(), strict=True):
         assert found.requires_grad == expected.requires_grad, name
-        if expected.grad is not None and expected.grad.any():
-            scale = expected.grad.abs().max()
+        scale = 0 if expected.grad is None else expected.grad.abs().max()
+        if scale > 1e-6:  # those of key biases are rounding errors around 0
             torch.testing.assert_close(found.grad.full_tensor() / scale, expected.grad / scale, rtol=1e-3, atol=1e-4)
             compared += 1
     assert compared > 100
