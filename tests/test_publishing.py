@@ -78,25 +78,27 @@ def clean_environment(hub: Hub | None, home: Path) -> dict[str, str]:
     return environment
 
 
-def run(code: str, *arguments: str, hub: Hub | None, home: Path) -> str:
-    """Runs in a process where `import deltavlm_hf` fails, as on a machine that does not have it."""
-    hide = (
-        "import sys\n"
-        "class Hidden:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] == 'deltavlm_hf':\n"
-        "            raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Hidden())\n"
-    )
+HIDE = """
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "deltavlm_hf":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+"""
+
+
+def run(code: str, *arguments: str, hub: Hub | None, home: Path, hidden: bool = True) -> str:
+    """The last line that a process prints; in it, if `hidden`, `import deltavlm_hf` fails, as on other machines."""
     done = subprocess.run(
-        [sys.executable, "-c", hide + code, *arguments],
+        [sys.executable, "-c", HIDE * hidden + code, *arguments],
         capture_output=True,
         text=True,
         env=clean_environment(hub, home),
         cwd=home,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()[-1]
+    return (done.stdout.strip().splitlines() or [""])[-1]
 
 
 def publish(hub: Hub, home: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -131,14 +133,7 @@ class TestRoundTrip:
             "    text=[{'role': 'user', 'content': content}], return_full_text=False, max_new_tokens=32)\n"
             "print(answers[0]['generated_text'])"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code, REPO, *pair],
-            capture_output=True,
-            text=True,
-            env=clean_environment(hub, tmp_path),
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip().splitlines()[-1] == expected
+        assert run(code, REPO, *pair, hub=hub, home=tmp_path, hidden=False) == expected
 
     def test_push_to_hub_of_model_and_processor(self, hub, tmp_path, pair, expected):
         code = (
@@ -147,10 +142,7 @@ class TestRoundTrip:
             "for kind in (AutoModelForImageTextToText, AutoProcessor):\n"
             "    kind.from_pretrained(deltavlm_hf.tiny()).push_to_hub(sys.argv[1])"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code, REPO], capture_output=True, text=True, env=clean_environment(hub, tmp_path)
-        )
-        assert done.returncode == 0, done.stderr
+        run(code, REPO, hub=hub, home=tmp_path, hidden=False)
         assert run(LOAD, REPO, "", *pair, hub=hub, home=tmp_path) == expected
 
     def test_push_to_hub_of_a_trainer(self, hub, tmp_path, pair):
@@ -164,13 +156,7 @@ class TestRoundTrip:
             "from deltavlm_hf.training.run import DataConfig\n"
             "train(TrainingRun(training=settings, data=DataConfig(pairs=2, validation_pairs=0)))"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "run"), REPO],
-            capture_output=True,
-            text=True,
-            env=clean_environment(hub, tmp_path),
-        )
-        assert done.returncode == 0, done.stderr
+        run(code, str(tmp_path / "run"), REPO, hub=hub, home=tmp_path, hidden=False)
         assert {"model.safetensors", "processor_config.json", "README.md"} <= hub.files[REPO]["main"].keys()
         assert run(LOAD, REPO, "", *pair, hub=hub, home=tmp_path)
 
@@ -191,13 +177,7 @@ class TestRoundTrip:
             "AutoProcessor.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
         )
         small = tmp_path / "small"
-        done = subprocess.run(
-            [sys.executable, "-c", code, base, str(small)],
-            capture_output=True,
-            text=True,
-            env=clean_environment(hub, tmp_path),
-        )
-        assert done.returncode == 0, done.stderr
+        run(code, base, str(small), hub=hub, home=tmp_path, hidden=False)
         (source,) = json.loads((small / "config.json").read_text())["weight_sources"]
         assert (source["name_or_path"], source["revision"]) == (base, hub.sha(base, "main"))
         assert publish(hub, tmp_path, str(small), REPO).returncode == 0
