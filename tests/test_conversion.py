@@ -264,7 +264,8 @@ class TestShardsAndPointers:
         shards = list(output.glob("model-*-of-*.safetensors"))
         assert len(shards) > 2 and not (output / "model.safetensors").exists()
         for shard in shards:
-            assert sum(tensor.nbytes for tensor in load_file(shard).values()) <= 400_000
+            sizes = [tensor.nbytes for tensor in load_file(shard).values()]
+            assert sum(sizes) <= 400_000 or len(sizes) == 1
         loaded = AutoModelForImageTextToText.from_pretrained(output)
         for (name, actual), expected in zip(loaded.named_parameters(), model.parameters(), strict=True):
             assert actual.equal(expected), name
@@ -366,11 +367,11 @@ class TestInstructBlip:
         )
         with torch.no_grad():
             expected = theirs(**{**inputs, "pixel_values": inputs["pixel_values"][:, 0]}).logits
-            torch.testing.assert_close(ours(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
-            other = AutoProcessor.from_pretrained(output)(
-                images=pairs[0], text="What changed here?", return_tensors="pt"
-            )
-            assert not torch.allclose(ours(**other).logits, expected, atol=1e-3)
+            same = ours(**inputs).logits
+            torch.testing.assert_close(same, expected, rtol=1e-4, atol=1e-5)
+            pixel_values = torch.stack([inputs["pixel_values"][:, 0], -inputs["pixel_values"][:, 0]], 1)
+            other = ours(**{**inputs, "pixel_values": pixel_values}).logits
+            assert (other - expected).abs().max() > 10 * (same - expected).abs().max()
 
     def test_its_csrm_learns(self, tmp_path, make_instructblip, pairs):
         """It begins as if it were not there, but every layer gets a gradient once the output layer has moved."""
@@ -415,10 +416,11 @@ class TestInstructBlip:
 @pytest.mark.parametrize(
     "given, message",
     [
-        (["--checkpoint", "x.pth", "--vision", "y"], "Add --language-model, --qformer-tokenizer"),
-        (["--instructblip", "x", "--vision", "y"], "holds all parts itself: leave out --vision"),
+        (["--checkpoint", "x.pth", "--vision", "y"], "add --language-model, --qformer-tokenizer"),
+        (["--instructblip", "x", "--vision", "y"], "holds all parts: leave out --vision"),
     ],
 )
 def test_sources_that_do_not_go_together(given, message, tmp_path, capsys):
-    assert main(["convert", str(tmp_path / "out"), *given]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["convert", str(tmp_path / "out"), *given])
     assert message in capsys.readouterr().err

@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--revision", help="branch to publish to (default: main)")
 
     convert.add_argument("output_dir", type=Path, metavar="OUT", help="the folder to make")
+    convert.set_defaults(error=convert.error)
     start = convert.add_mutually_exclusive_group(required=True)
     start.add_argument("--checkpoint", type=Path, help="the authors' checkpoint_best.pth")
     start.add_argument("--instructblip", help="folder or Hub id: a model to train, from InstructBLIP alone")
@@ -399,8 +400,8 @@ def _convert(args: argparse.Namespace) -> int:
         given = [name for name, value in needed.items() if value is None]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(
-            f"--instructblip holds all parts itself: leave out {flags}." if args.instructblip else f"Add {flags}."
+        args.error(
+            f"--instructblip holds all parts itself: leave out {flags}" if args.instructblip else f"add {flags}"
         )
     from . import DeltaVLMConfig, convert_instructblip, convert_original_checkpoint
 

@@ -428,7 +428,7 @@ def test_a_killed_run_goes_on(endpoint, pairs, tmp_path):
 
 
 def test_an_interrupted_run_keeps_what_is_under_way(endpoint, pairs, tmp_path):
-    endpoint.delay = 0.5
+    endpoint.delay = 2  # long enough to be interrupted on a busy machine
     process = subprocess.Popen(
         command(endpoint, tmp_path, "out"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
