@@ -428,9 +428,13 @@ def test_a_killed_run_goes_on(endpoint, pairs, tmp_path):
 
 
 def test_an_interrupted_run_keeps_what_is_under_way(endpoint, pairs, tmp_path):
-    endpoint.delay = 2  # long enough to be interrupted on a busy machine
+    endpoint.delay = 0.5
     process = subprocess.Popen(
-        command(endpoint, tmp_path, "out"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(endpoint, tmp_path, "out"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's `&` has it ignored
     )
     deadline = time.time() + 60
     while time.time() < deadline and sum(endpoint.asked.values()) < 2:
