@@ -417,7 +417,7 @@ class TestInstructBlip:
     "given, message",
     [
         (["--checkpoint", "x.pth", "--vision", "y"], "add --language-model, --qformer-tokenizer"),
-        (["--instructblip", "x", "--vision", "y"], "holds all parts: leave out --vision"),
+        (["--instructblip", "x", "--vision", "y"], "holds all parts itself: leave out --vision"),
     ],
 )
 def test_sources_that_do_not_go_together(given, message, tmp_path, capsys):
