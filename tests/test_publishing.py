@@ -296,7 +296,12 @@ class TestCard:
         assert publication.card.data.license == "mit"
         assert publication.files()["README.md"].endswith(b"# Mine\n")
 
-    @pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": {}, "systems": {}}'])
+    def test_a_report_of_another_model(self, tmp_path):
+        folder = Path(shutil.copytree(deltavlm_hf.tiny(), tmp_path / "mine"))
+        with pytest.raises(ValueError, match="has figures of tiny, no-change.*would call changes or mine"):
+            Publication(folder, REPO, REPORT)
+
+    @pytest.mark.parametrize("content", ["", "[]", "{}"])
     def test_a_report_of_another_form(self, tmp_path, content):
         (tmp_path / "report.json").write_text(content)
         with pytest.raises(ValueError, match="is no report.json"):

@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, Mo
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from . import tiny
 from .modeling.weight_sources import open_weights, shape
 from .training.run import SETTINGS_FILE
 
@@ -92,7 +93,7 @@ class Publication:
 
     Raises:
         FileNotFoundError: if the folder, one of its necessary files or the report is missing.
-        ValueError: if the weights point to a folder of this machine, or the report is of another form.
+        ValueError: if the weights point to a folder of this machine, or the report is of another model or form.
     """
 
     def __init__(
@@ -121,7 +122,10 @@ class Publication:
             )
         self.base_models = list(dict.fromkeys([*(source["name_or_path"] for source in sources), *base_models]))
         self.license = license
-        self.report = _read_report(Path(report)) if report else None
+        called = {self.folder.name, repo_id.rpartition("/")[2]}
+        if self.folder.resolve() == Path(tiny()).resolve():
+            called.add("tiny")
+        self.report = _read_report(Path(report), called) if report else None
         code = self._code()
         self.names = [name for name in names if name in code or _loads(name)]
         self.left = sorted(
@@ -270,15 +274,22 @@ def _loads(name: str) -> bool:
     return folder in FOLDERS and any(fnmatch.fnmatch(file, pattern) for pattern in FILES)
 
 
-def _read_report(path: Path) -> dict[str, Any]:
+def _read_report(path: Path, names: set[str]) -> dict[str, Any]:
+    """The figures of this model in a report."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; `deltavlm evaluate` writes it as report.json.")
     try:
         report = json.loads(path.read_text())
-        name = next(iter(report["systems"]))
-        return {"settings": report["settings"], "results": report["systems"][name]}
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        settings, systems = dict(report["settings"]), dict(report["systems"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no report.json of `deltavlm evaluate`.") from error
+    own = sorted(names & systems.keys())
+    if not own:
+        raise ValueError(
+            f"{path} has figures of {', '.join(systems) or 'nothing'}, none of them this model, which `deltavlm "
+            f"evaluate` would call {' or '.join(sorted(names))}: evaluate the folder that is to be published."
+        )
+    return {"settings": settings, "results": systems[own[0]]}
 
 
 def _eval_results(report: Mapping[str, Any]) -> list[EvalResult]:

@@ -400,7 +400,10 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         Raises:
             ValueError: see [`~DeltaVLMModel.get_image_features`].
         """
-        size = (self.config.vision_config.image_size,) * 2 if pixel_values is None else pixel_values.shape[-2:]
+        size = own = (self.config.vision_config.image_size,) * 2
+        if pixel_values is not None and pair_features is None:
+            size = tuple(pixel_values.shape[-2:])
+            pair_features, pixel_values = self.encode_pair(pixel_values, interpolate_pos_encoding=size != own), None
         with _EXPLAINING:  # threads would leave each other's implementation behind
             implementation = self.qformer.config._attn_implementation
             self.qformer.set_attn_implementation("eager")  # the others keep no weights
@@ -410,7 +413,6 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
                     qformer_input_ids,
                     qformer_attention_mask,
                     pair_features=pair_features,
-                    interpolate_pos_encoding=size != (self.config.vision_config.image_size,) * 2,
                     output_attentions=True,
                     return_dict=True,
                 )
