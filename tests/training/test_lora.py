@@ -162,7 +162,7 @@ def test_it_goes_on_from_a_checkpoint(base, tiny_processor, rows, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_trained_further(tuned, tmp_path):
+def test_trained_further(tuned, batch, tmp_path):
     model = load(tmp_path / "run")
     freeze(model, POLICY)
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
@@ -170,6 +170,10 @@ def test_trained_further(tuned, tmp_path):
     freeze(model)
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert not any(".lora_" in name for name in trained)
+    leave_out_frozen(model)  # the adapter, frozen now, is saved nevertheless
+    model.save_pretrained(tmp_path / "further")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "further")(**batch).logits, tuned(**batch).logits)
 
 
 def test_what_cannot_be(base):

@@ -172,7 +172,7 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
                 if the language model has another adapter than a single LoRA.
         """
         if self._auto_class is not None:  # the folder carries its code
-            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self.auto_map}
+            self.config.auto_map = dict(self.auto_map)
         left_out, sources = self._keys_to_ignore_on_save, self.config.weight_sources
         whole = not (only_trained and left_out)
         if whole and getattr(getattr(self, "language_model", None), "is_quantized", False):

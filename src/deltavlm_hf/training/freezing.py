@@ -162,7 +162,8 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
     whole = {"name_or_path": base, "revision": model.weights_revision, "prefix": ""}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     tensors = {without_adapter(name): tensor for name, tensor in model.state_dict().items()}
-    unplaced = {name: tensor for name, tensor in tensors.items() if name not in trained}
+    kept = {name for name in tensors if name in trained or IN_NAMES in name}  # adapters are looked for here alone
+    unplaced = {name: tensor for name, tensor in tensors.items() if name not in kept}
     quantised = tuple(
         f"{without_adapter(name)}."
         for name, module in model.named_modules()
