@@ -9,6 +9,7 @@ from transformers.utils import ModelOutput
 
 from .modeling import DeltaVLMForConditionalGeneration
 from .modeling.modeling_deltavlm import DeltaVLMExplanation
+from .modeling.weight_sources import fingerprint
 from .processing import DeltaVLMProcessor
 from .processing.processing_deltavlm import Turn
 
@@ -52,6 +53,8 @@ class ChangeSession:
     those of the first question stay, and the language model goes on from its cache: later turns read only what is new.
     Answers are those of reading everything with these tokens; but what a later question is about was not looked for.
 
+    After the model's vision encoder has been trained further, a session's pair is refused: start another session.
+
     Args:
         model ([`DeltaVLMForConditionalGeneration`]): on any device.
         processor ([`DeltaVLMProcessor`]): the model's.
@@ -76,6 +79,7 @@ class ChangeSession:
         self.fixed_change_tokens = fixed_change_tokens
         self._change_tokens: ModelOutput | None = None
         self._read: tuple[torch.Tensor, Cache] | None = None  # ids (L,) with the language model's cache of them
+        self._made_by: str | None = None  # the weights of both
         self.history: list[tuple[str, str]] = []
         pixel_values = processor(images=(before, after), return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
@@ -129,6 +133,10 @@ class ChangeSession:
         """An answer with the first question's change tokens, reading only what the cache does not hold."""
         inputs = self.processor(text=[question], history=[self.history], return_tensors="pt").to(self.model.device)
         ids = inputs["input_ids"]
+        weights = fingerprint(self.model)
+        if weights != self._made_by:  # trained since the last turn
+            self._change_tokens = self._read = None
+            self._made_by = weights
         if self._change_tokens is None:
             self._change_tokens = self.model.get_image_features(
                 qformer_input_ids=inputs["qformer_input_ids"],

@@ -197,8 +197,39 @@ class TestErrors:
             small_model(**small_inputs, pair_features=pair_features)
 
     def test_foreign_pair_features(self, small_model, small_inputs):
-        with pytest.raises(ValueError, match=r"\(batch, 2 \* tokens, 32\).*got \(2, 34, 16\)"):
+        with pytest.raises(ValueError, match=r"\(batch, 34, 32\).*got \(2, 34, 16\)"):
             small_model(**without(small_inputs, "pixel_values"), pair_features=torch.zeros(2, 34, 16))
+
+    def test_pair_features_of_another_size(self, small_model, small_inputs):
+        larger = small_model.encode_pair(torch.randn(2, 2, 3, 48, 48), interpolate_pos_encoding=True)
+        text = without(small_inputs, "pixel_values")
+        with pytest.raises(ValueError, match="hold 74 tokens.*give 34.*interpolate_pos_encoding=True"):
+            small_model(**text, pair_features=larger)
+        assert small_model(**text, pair_features=larger, interpolate_pos_encoding=True).logits.isfinite().all()
+
+    def test_pair_features_of_another_precision(self, small_model, small_inputs):
+        pair_features = small_model.encode_pair(small_inputs["pixel_values"])
+        text = without(small_inputs, "pixel_values")
+        with pytest.raises(ValueError, match="torch.bfloat16.*computes in torch.float32"):
+            small_model(**text, pair_features=pair_features.bfloat16())
+        with torch.autocast("cpu", torch.bfloat16):
+            small_model(**text, pair_features=small_model.encode_pair(small_inputs["pixel_values"]))
+        small_model.bfloat16()
+        with pytest.raises(ValueError, match="torch.float32.*computes in torch.bfloat16"):
+            small_model(**text, pair_features=pair_features)
+
+    @pytest.mark.parametrize("part", ["vision_model.encoder.layers.1.mlp.fc2.weight", "difference.output.weight"])
+    @pytest.mark.parametrize("call", ["forward", "generate", "explain"])
+    def test_pair_features_of_other_weights(self, part, call, small_model, small_inputs):
+        pair_features = small_model.encode_pair(small_inputs["pixel_values"])
+        inputs = {**without(small_inputs, "pixel_values"), "pair_features": pair_features}
+        ask = getattr(small_model, call)
+        ask(**inputs)
+        small_model.get_parameter(part).data.mul_(1.01)
+        with pytest.raises(ValueError, match="made with other weights.*encode the pair again"):
+            ask(**inputs)
+        of_a_copy = copy.deepcopy(small_model).encode_pair(small_inputs["pixel_values"])
+        ask(**{**inputs, "pair_features": of_a_copy})
 
     def test_number_of_pairs(self, small_model, small_inputs):
         with pytest.raises(ValueError, match="3 image pairs for 2 instructions"):
@@ -403,6 +434,20 @@ class TestTraining:
             assert tensor.equal(frozen[name]), name
         assert loaded.query_tokens.equal(model.query_tokens)
         AutoProcessor.from_pretrained(tmp_path / "checkpoint-8")
+
+    @pytest.mark.parametrize("kept", [5, torch.tensor([5, 6, 7])], ids=["last", "positions"])
+    def test_loss_of_some_logits(self, kept, small_model, small_inputs):
+        labels = small_inputs["input_ids"].masked_fill(torch.arange(9) < 6, -100)  # the last three, from the fifth on
+        losses, gradients = [], []
+        for logits_to_keep in (0, kept):
+            small_model.zero_grad()
+            outputs = small_model(**small_inputs, labels=labels, logits_to_keep=logits_to_keep)
+            outputs.loss.backward()
+            losses.append(outputs.loss.detach())
+            gradients.append(small_model.query_tokens.grad.clone())
+        assert outputs.logits.shape[1] == (kept if isinstance(kept, int) else len(kept))
+        torch.testing.assert_close(losses[1], losses[0])
+        torch.testing.assert_close(gradients[1], gradients[0])
 
     def test_every_parameter_gets_a_gradient(self, small_model, small_inputs):
         small_model.train()

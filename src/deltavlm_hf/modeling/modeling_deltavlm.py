@@ -37,7 +37,7 @@ from .configuration_deltavlm import DeltaVLMConfig
 from .csrm import Concatenation, CrossSemanticRelationMeasuring
 from .lora import IN_NAMES, lora_settings, make_lora_config, without_adapter
 from .spatial_codes import sincos_2d
-from .weight_sources import add_missing, open_weights
+from .weight_sources import add_missing, fingerprint, open_weights
 
 _EXPLAINING = threading.Lock()
 _MODULE = __name__.rpartition(".")[2]  # this file, as a saved folder's `auto_map` names it
@@ -288,6 +288,9 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         """
         Encodes both dates once. The result answers any number of instructions as `pair_features=`.
 
+        The result knows which weights made it (its attribute `fingerprint`): after these have changed, it is refused.
+        What is made from it, such as a part of it or a copy on another device, is taken on trust.
+
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 2, 3, H, W)`): before and after.
             interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's.
@@ -298,7 +301,10 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         Raises:
             ValueError: if `pixel_values` is not made of pairs.
         """
-        return self._encode_pair(pixel_values, interpolate_pos_encoding)[1]
+        pair_features = self._encode_pair(pixel_values, interpolate_pos_encoding)[1]
+        if not torch.compiler.is_compiling():
+            pair_features.fingerprint = fingerprint(self.vision_model, self.difference)
+        return pair_features
 
     @can_return_tuple
     def get_image_features(
@@ -321,7 +327,8 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             qformer_attention_mask (`torch.LongTensor` of shape `(B, T)`, *optional*): 0 at padding.
             pair_features (`torch.Tensor` of shape `(B, 2N, D)` or `(1, 2N, D)`, *optional*): in place of
                 `pixel_values`, what [`~DeltaVLMModel.encode_pair`] gave; a single pair answers all instructions.
-            interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's.
+            interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's, and for pair
+                features of such.
             vision_states (`torch.Tensor` of shape `(B, 2, N, D)`, *optional*): in place of `pixel_values`, for each
                 date what enters the vision block `vision_states_block`, see [`~DeltaVLMModel.encode_vision_prefix`].
             vision_states_block (`int`, *optional*, defaults to 0).
@@ -332,7 +339,8 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
 
         Raises:
             ValueError: unless exactly one of `pixel_values`, `pair_features` and `vision_states` is given, without
-                `qformer_input_ids`, or if shapes do not go together.
+                `qformer_input_ids`, if shapes do not go together, or if `pair_features` are of another size or
+                precision or were made with other weights.
         """
         forms = {"pixel_values": pixel_values, "pair_features": pair_features, "vision_states": vision_states}
         given = [name for name, value in forms.items() if value is not None]
@@ -348,6 +356,8 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             pair_features = self._encode_vision_rest(vision_states, vision_states_block)
         elif pixel_values is not None:
             vision_outputs, pair_features = self._encode_pair(pixel_values, interpolate_pos_encoding, **kwargs)
+        else:
+            self._check_pair_features(pair_features, any_size=interpolate_pos_encoding)
         pair_features = self._match_pairs(pair_features, qformer_input_ids.shape[0])
 
         query_tokens = self.query_tokens.expand(qformer_input_ids.shape[0], -1, -1)  # (B, Q, d)
@@ -413,6 +423,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
                     qformer_input_ids,
                     qformer_attention_mask,
                     pair_features=pair_features,
+                    interpolate_pos_encoding=size != own,
                     output_attentions=True,
                     return_dict=True,
                 )
@@ -431,13 +442,35 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             change=nn.functional.interpolate(change.unsqueeze(1), size, mode="bilinear").squeeze(1),
         )
 
-    def _match_pairs(self, pair_features: torch.Tensor, questions: int) -> torch.Tensor:
+    def _check_pair_features(self, pair_features: torch.Tensor, any_size: bool) -> None:
+        """Whether a caller's features are such as this model would make now."""
         width = self.config.vision_config.hidden_size
+        tokens = 2 * self.vision_model.embeddings.num_positions
         if pair_features.ndim != 3 or pair_features.shape[-1] != width:
             raise ValueError(
-                f"`pair_features` must have shape (batch, 2 * tokens, {width}), as `encode_pair` of this model gives; "
+                f"`pair_features` must have shape (batch, {tokens}, {width}), as `encode_pair` of this model gives; "
                 f"got {tuple(pair_features.shape)}."
             )
+        if pair_features.shape[1] != tokens and not any_size:
+            raise ValueError(
+                f"`pair_features` hold {pair_features.shape[1]} tokens, where images of this model's size give "
+                f"{tokens}. For images of another size say so: `interpolate_pos_encoding=True`."
+            )
+        dtypes = {self.query_tokens.dtype, self.vision_model.dtype}
+        if torch.is_autocast_enabled(pair_features.device.type):
+            dtypes.add(torch.get_autocast_dtype(pair_features.device.type))
+        if pair_features.dtype not in dtypes:
+            raise ValueError(
+                f"`pair_features` are {pair_features.dtype}, but this model computes in {self.query_tokens.dtype}: "
+                "encode the pair again, or cast them if that is what you want."
+            )
+        made_by = None if torch.compiler.is_compiling() else getattr(pair_features, "fingerprint", None)
+        if made_by is not None and made_by != fingerprint(self.vision_model, self.difference):
+            raise ValueError(
+                "`pair_features` were made with other weights than this model has now: encode the pair again."
+            )
+
+    def _match_pairs(self, pair_features: torch.Tensor, questions: int) -> torch.Tensor:
         if pair_features.shape[0] not in (1, questions):
             raise ValueError(
                 f"Got {pair_features.shape[0]} image pairs for {questions} instructions: give one pair for each "
@@ -575,8 +608,10 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
             inputs_embeds (`torch.Tensor` of shape `(B, L, d_llm)`, *optional*): in place of `input_ids`, with the
                 change tokens already in them; images are refused beside it.
             labels (`torch.LongTensor` of shape `(B, L)`, *optional*): -100 where nothing is to be learned.
-            logits_to_keep (`int` or `torch.Tensor`, *optional*): compute the last logits only, 0 for all.
-            interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*): compute the last logits only, 0 for all, or those at
+                these positions. With `labels`, the loss is that of what these predict.
+            interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's, and for pair
+                features of such.
             vision_states (`torch.Tensor` of shape `(B, 2, N, D)`, *optional*): in place of `pixel_values`, for each
                 date what enters the vision block `vision_states_block`, see [`~DeltaVLMModel.encode_vision_prefix`].
             vision_states_block (`int`, *optional*, defaults to 0).
@@ -638,8 +673,16 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         )
         loss = None
         if labels is not None:
+            targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # a position predicts the one after it
+            if "logits_to_keep" in self._language_model_inputs:
+                kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+                targets = targets[:, kept]
             loss = self.loss_function(
-                logits=outputs.logits, labels=labels, vocab_size=outputs.logits.shape[-1], **loss_kwargs
+                logits=outputs.logits,
+                labels=labels,
+                vocab_size=outputs.logits.shape[-1],
+                shift_labels=targets.contiguous(),
+                **loss_kwargs,
             )
         return DeltaVLMCausalLMOutputWithPast(
             loss=loss,

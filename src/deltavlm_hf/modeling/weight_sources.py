@@ -92,6 +92,20 @@ def digest(weights: Mapping[str, Any]) -> str:
     return summary.hexdigest()
 
 
+def fingerprint(*modules: torch.nn.Module) -> str | None:
+    """
+    Tells the weights of modules from what they were before, or from those of others of the same form: by their
+    precision and the beginning of each. `None` where they are not all at hand: offloaded, or shared among processes.
+    """
+    weights = [weight for module in modules for weight in module.state_dict().values()]
+    if any(weight.is_meta or hasattr(weight, "full_tensor") for weight in weights):
+        return None
+    values = torch.cat([first_values(weight).to(weights[0].device, torch.float32) for weight in weights])
+    summary = hashlib.sha256(" ".join(str(weight.dtype) for weight in weights).encode())
+    summary.update(values.cpu().numpy().tobytes())
+    return summary.hexdigest()
+
+
 def first_values(weight: Any) -> torch.Tensor:
     """The first row of a weight, at most 64 values, as it is stored: `(n,)`."""
     size = shape(weight)

@@ -1,10 +1,11 @@
-"""`Trainer` for DeltaVLM: rows in their own order, small checkpoints, cached vision states."""
+"""`Trainer` for DeltaVLM: rows in their own order, small checkpoints, cached vision states, few logits."""
 
 import torch
 from transformers import EarlyStoppingCallback, Trainer
 
 from ..data.collator import PairCollator
 from ..data.show import undecoded
+from ..processing.processing_deltavlm import IGNORE_INDEX
 from .arguments import DeltaVLMTrainingArguments
 from .freezing import leave_out_frozen
 from .prefix_cache import PrefixCache
@@ -15,7 +16,7 @@ class DeltaVLMTrainer(Trainer):
     """
     [`Trainer`] with what DeltaVLM's recipe adds: the order of [`TrainingRows`], checkpoints that hold what trains
     ([`leave_out_frozen`]), early stopping, and vision states that are computed once ([`PrefixCache`]). Each of them
-    works with the plain `Trainer` as well.
+    works with the plain `Trainer` as well. Beyond that, logits are computed only where a label is predicted.
 
     Args:
         model ([`DeltaVLMForConditionalGeneration`]): after [`freeze`].
@@ -59,3 +60,12 @@ class DeltaVLMTrainer(Trainer):
         args = self.args
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return RowSampler(rows, step, args.group_by_length)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """As in [`Trainer`]; the same loss from the logits of those positions that predict a label in some row."""
+        # A loss of the user's own expects all logits; `DataParallel` would split the positions among devices.
+        plain = self.compute_loss_func is None and self.label_smoother is None and self.args.n_gpu <= 1
+        if model.training and plain and "labels" in inputs:
+            predicting = (inputs["labels"][:, 1:] != IGNORE_INDEX).any(0)
+            inputs = {**inputs, "logits_to_keep": predicting.nonzero().squeeze(1)}
+        return super().compute_loss(model, inputs, *args, **kwargs)
