@@ -56,6 +56,16 @@ def test_flops_are_those_that_torch_counts(small_config, difference, key_value_h
 
     assert parts[3].flops + parts[4].flops == counted(decode)
 
+    known = 6
+    (rest,) = estimate_cost(config, questions=questions, text_tokens=words, known_tokens=known)[3:4]
+    with torch.no_grad():
+        cache = model.language_model(inputs_embeds=prompt[:, :known]).past_key_values
+    assert rest.flops == counted(
+        lambda: model.language_model(inputs_embeds=prompt[:, known:], past_key_values=cache, logits_to_keep=1)
+    )
+    kept = text.num_hidden_layers * 2 * text.hidden_size * key_value_heads // text.num_attention_heads
+    assert rest.bytes == parts[3].bytes + 2 * questions * kept * known
+
 
 def test_weights_at_the_papers_sizes():
     """Each weight of a matrix is read once; what is left out are norms, biases and what is looked up."""

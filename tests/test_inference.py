@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from deltavlm_hf import ChangeSession
+from deltavlm_hf import ChangeSession, ask_pairs
 
 GREEDY = {"num_beams": 1, "max_new_tokens": 8}
 
@@ -56,6 +56,55 @@ def test_sessions_do_not_share(model, processor, pairs):
     first.ask("What changed?", **GREEDY)
     assert second.history == []
     assert not torch.equal(first.pair_features, second.pair_features)
+
+
+class TestAskPairs:
+    QUESTIONS = ("How many new buildings are there in the top left?", "Where?", "What changed?")
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 5, 32])
+    def test_answers_equal_plain_generation(self, batch_size, model, processor, pairs):
+        three = [*pairs, pairs[0][::-1]]
+        expected = [
+            [plain_answer(model, processor, pair, question, None) for question in self.QUESTIONS] for pair in three
+        ]
+        assert expected[0] != expected[1]
+        assert (
+            list(ask_pairs(model, processor, iter(three), self.QUESTIONS, batch_size=batch_size, **GREEDY)) == expected
+        )
+
+    def test_each_pair_is_encoded_once_and_fetched_when_needed(self, model, processor, pairs):
+        encoded, fetched = [], []
+        hook = model.vision_model.register_forward_hook(lambda module, given, output: encoded.append(len(given[0])))
+
+        def fetch():
+            for number in range(5):
+                fetched.append(number)
+                yield pairs[number % 2]
+
+        try:
+            answers = ask_pairs(model, processor, fetch(), self.QUESTIONS, batch_size=2, **GREEDY)
+            next(answers)
+            assert fetched == [0, 1]
+            assert len(list(answers)) == 4
+        finally:
+            hook.remove()
+        assert encoded == [4, 4, 2]  # images, two for each pair
+
+    def test_a_bad_image_comes_after_what_was_answered(self, model, processor, pairs, tmp_path):
+        broken = tmp_path / "broken.png"
+        broken.write_bytes(b"no image")
+        answers = ask_pairs(model, processor, [pairs[0], (broken, broken)], self.QUESTIONS, batch_size=1, **GREEDY)
+        assert len(next(answers)) == 3
+        with pytest.raises(ValueError, match="broken.png"):
+            next(answers)
+
+    def test_nothing_to_ask(self, model, processor, pairs):
+        assert list(ask_pairs(model, processor, [], self.QUESTIONS)) == []
+        assert list(ask_pairs(model, processor, pairs, [])) == [[], []]
+
+    def test_one_question_as_a_string(self, model, processor, pairs):
+        with pytest.raises(ValueError, match="list of questions"):
+            list(ask_pairs(model, processor, pairs, "What changed?"))
 
 
 @pytest.mark.parametrize("fixed_change_tokens", [False, True])

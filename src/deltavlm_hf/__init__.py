@@ -18,6 +18,7 @@ _MODULES = {
     "DeltaVLMImageProcessor": "processing",
     "DeltaVLMModel": "modeling",
     "DeltaVLMProcessor": "processing",
+    "ask_pairs": "inference",
     "convert_instructblip": "conversion",
     "convert_original_checkpoint": "conversion",
 }

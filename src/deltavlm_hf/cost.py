@@ -40,6 +40,7 @@ def estimate_cost(
     text_tokens: int = 32,
     instruction_tokens: int = 32,
     answer_tokens: int = 32,
+    known_tokens: int = 0,
     weight_bytes: float = 2,
 ) -> list[Part]:
     """
@@ -52,6 +53,8 @@ def estimate_cost(
         text_tokens (`int`, *optional*): of a prompt, without change tokens.
         instruction_tokens (`int`, *optional*): of a question, for the Q-Former.
         answer_tokens (`int`, *optional*): of an answer.
+        known_tokens (`int`, *optional*): how many of a prompt's, change tokens among them, the language model's cache
+            holds already.
         weight_bytes (`float`, *optional*): of one weight and of one cached value: 2 in 16 bits, 0.5 in 4.
 
     Returns:
@@ -93,7 +96,9 @@ def estimate_cost(
     output = size * text.vocab_size
     language_weights = text.num_hidden_layers * layer + output
     prompt = queries + text_tokens
-    prompt_flops = text.num_hidden_layers * (2 * prompt * layer + 4 * prompt**2 * attended) + 2 * output
+    new = prompt - known_tokens
+    prompt_flops = text.num_hidden_layers * (2 * new * layer + 4 * new * prompt * attended) + 2 * output
+    prompt_read = text.num_hidden_layers * 2 * kept * known_tokens
     steps = max(answer_tokens - 1, 0)  # the prompt's own step chooses the first token
     lengths = steps * prompt + steps * (steps + 1) / 2
     answer_flops = steps * 2 * (text.num_hidden_layers * layer + output)
@@ -103,7 +108,11 @@ def estimate_cost(
         Part(f"vision, {2 * pairs} images", 2 * pairs * vision_flops, weight_bytes * vision_weights),
         Part(f"difference, {pairs} pairs", pairs * difference_flops, weight_bytes * difference_weights),
         Part(f"Q-Former, {questions} questions", questions * qformer_flops, weight_bytes * qformer_weights),
-        Part(f"prompts of {prompt} tokens", questions * prompt_flops, weight_bytes * language_weights),
+        Part(
+            f"prompts of {prompt} tokens",
+            questions * prompt_flops,
+            weight_bytes * (language_weights + questions * prompt_read),
+        ),
         Part(
             f"answers of {answer_tokens} tokens",
             questions * answer_flops,

@@ -1,6 +1,7 @@
 """Asking: the one place where answers are generated."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from transformers import Cache, DynamicCache, TextStreamer
@@ -44,6 +45,66 @@ def answer(
     return [text.strip() for text in answers]
 
 
+def ask_pairs(
+    model: DeltaVLMForConditionalGeneration,
+    processor: DeltaVLMProcessor,
+    pairs: Iterable[Sequence[ImageInput]],
+    questions: Sequence[str],
+    *,
+    batch_size: int = 32,
+    **generate_kwargs,
+) -> Iterator[list[str]]:
+    """
+    Asks the same questions of many pairs, each by itself. Every pair is encoded once, both dates in one call.
+
+    Args:
+        model ([`DeltaVLMForConditionalGeneration`]): on any device.
+        processor ([`DeltaVLMProcessor`]): the model's.
+        pairs (`Iterable`): image pairs, before and after, of all that [`DeltaVLMImageProcessor`] takes. They are
+            fetched `batch_size` at a time.
+        questions (`Sequence[str]`): the questions.
+        batch_size (`int`, *optional*, defaults to 32): pairs encoded at once, and questions answered at once.
+        generate_kwargs: for `generate`, beside the model's own defaults.
+
+    Yields:
+        `list[str]`: for each pair, in order, the answers in the order of the questions.
+
+    Raises:
+        ValueError: if `questions` is a string, or if an image cannot be used, see [`DeltaVLMImageProcessor`]; all
+            earlier batches have been yielded by then.
+    """
+    if isinstance(questions, str):
+        raise ValueError(f"Give a list of questions, got the string {questions!r:.60}.")
+    # The same question, and questions of like length, share batches: little padding, answers that end together.
+    order = sorted(range(len(questions)), key=lambda number: (len(questions[number]), questions[number]))
+    pairs = iter(pairs)
+    while chunk := list(islice(pairs, batch_size)):
+        pair_features = encode(model, processor, chunk)
+        answers = [[""] * len(questions) for _ in chunk]
+        rows = [(pair, question) for question in order for pair in range(len(chunk))]
+        for start in range(0, len(rows), batch_size):
+            which, asked = zip(*rows[start : start + batch_size], strict=True)
+            said = answer(
+                model,
+                processor,
+                [questions[question] for question in asked],
+                pair_features=pair_features[list(which)],
+                **generate_kwargs,
+            )
+            for pair, question, text in zip(which, asked, said, strict=True):
+                answers[pair][question] = text
+        yield from answers
+
+
+def encode(
+    model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, pairs: Sequence[Sequence[ImageInput]]
+) -> torch.Tensor:
+    """Pair features `(P, 2N, D)`."""
+    pixel_values = processor(images=list(pairs), return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        return model.encode_pair(pixel_values.to(model.device, model.dtype))
+
+
 class ChangeSession:
     """
     A conversation about one image pair. The pair is encoded once, however many questions follow.
@@ -81,9 +142,7 @@ class ChangeSession:
         self._read: tuple[torch.Tensor, Cache] | None = None  # ids (L,) with the language model's cache of them
         self._made_by: str | None = None  # the weights of both
         self.history: list[tuple[str, str]] = []
-        pixel_values = processor(images=(before, after), return_tensors="pt")["pixel_values"]
-        with torch.inference_mode():
-            self.pair_features = model.encode_pair(pixel_values.to(model.device, model.dtype))
+        self.pair_features = encode(model, processor, [(before, after)])
 
     def ask(self, question: str, stream: Callable[[str], None] | None = None, **generate_kwargs) -> str:
         """

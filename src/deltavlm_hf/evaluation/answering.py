@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..data.show import undecoded
-from ..inference import answer
+from ..inference import answer, encode
 from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
@@ -59,9 +59,7 @@ class ModelAnswerer:
 
     def encode(self, pairs: Sequence[Pair]) -> torch.Tensor:
         """Pair features `(P, 2N, D)`."""
-        pixel_values = self.processor(images=list(pairs), return_tensors="pt")["pixel_values"]
-        with torch.inference_mode():
-            return self.model.encode_pair(pixel_values.to(self.model.device, self.model.dtype))
+        return encode(self.model, self.processor, pairs)
 
     def answer(self, encoded, which, questions, histories) -> list[str]:
         return answer(

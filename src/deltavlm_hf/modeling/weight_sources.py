@@ -92,17 +92,22 @@ def digest(weights: Mapping[str, Any]) -> str:
     return summary.hexdigest()
 
 
+@torch.no_grad()
 def fingerprint(*modules: torch.nn.Module) -> str | None:
     """
-    Tells the weights of modules from what they were before, or from those of others of the same form: by their
-    precision and the beginning of each. `None` where they are not all at hand: offloaded, or shared among processes.
+    Tells the weights of modules from what they were before, or from those of others of the same form: by the first
+    values of each. `None` where they are not all at hand: offloaded, or shared among processes.
     """
-    weights = [weight for module in modules for weight in module.state_dict().values()]
-    if any(weight.is_meta or hasattr(weight, "full_tensor") for weight in weights):
-        return None
-    values = torch.cat([first_values(weight).to(weights[0].device, torch.float32) for weight in weights])
-    summary = hashlib.sha256(" ".join(str(weight.dtype) for weight in weights).encode())
-    summary.update(values.cpu().numpy().tobytes())
+    starts: dict[tuple, list[torch.Tensor]] = {}
+    for module in modules:
+        for weight in module.parameters():
+            if weight.is_meta or hasattr(weight, "full_tensor"):
+                return None
+            starts.setdefault((weight.dtype, weight.device), []).append(weight.reshape(-1)[:16])
+    summary = hashlib.sha256()
+    for (dtype, _), values in starts.items():  # few and large transfers from an accelerator
+        summary.update(str(dtype).encode())
+        summary.update(torch.cat(values).view(torch.uint8).cpu().numpy().tobytes())
     return summary.hexdigest()
 
 

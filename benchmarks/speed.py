@@ -1,0 +1,575 @@
+"""
+Speed, as ratios of two ways that take turns in one process.
+
+    python benchmarks/speed.py --output docs/benchmarks
+
+writes `speed.json` and `speed.md` there; `--only dialogue` runs one group. Each figure is the ratio of median times.
+Beside it stands what arithmetic and memory traffic allow at these sizes on this machine: the same ratio from
+`deltavlm_hf.cost`, with the arithmetic and bandwidth that this machine reached a moment before.
+
+The model keeps the paper's proportions: widths divided by one factor, depths as they are (39 vision blocks, 12
+Q-Former layers, 32 layers of the language model). Weights are random; answers are words, of a fixed number. Compared
+are
+
+- the authors' way: for each question and turn both images are encoded again, by two calls of the vision encoder;
+- InstructBLIP of Transformers at the same sizes, fed both dates as one wide image, or as two images of a batch;
+- for training and loading, the plain way that each row names.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoProcessor, InstructBlipConfig, InstructBlipForConditionalGeneration, LlamaConfig
+
+import deltavlm_hf
+from deltavlm_hf import ChangeSession, DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMModel
+from deltavlm_hf.cost import Card, Part, estimate_cost
+from deltavlm_hf.inference import answer, ask_pairs
+from deltavlm_hf.training import FreezePolicy, freeze
+
+HEADS = {"vision": 16, "qformer": 12, "language": 32}
+QUESTIONS = [
+    "Has anything changed between the two images?",
+    "How many buildings were built?",
+    "How many roads were built?",
+    "Where are the new buildings?",
+    "Are there new buildings in the center?",
+    "Is there a new road in the top left?",
+    "Describe the change.",
+    "What is the main change?",
+]
+
+
+def scaled(width: int, factor: int, heads: int) -> int:
+    """A width that divides among its heads, with an even part for each."""
+    return max(2 * heads, round(width / factor / (2 * heads)) * 2 * heads)
+
+
+def config_parts(factor: int, processor) -> dict[str, dict]:
+    """The paper's sizes, widths divided by `factor`, with vocabularies of the shipped tokenizers."""
+    return {
+        "vision_config": {
+            "hidden_size": scaled(1408, factor, HEADS["vision"]),
+            "intermediate_size": 6144 // factor,
+            "num_attention_heads": HEADS["vision"],
+        },
+        "qformer_config": {
+            "vocab_size": len(processor.qformer_tokenizer),
+            "hidden_size": scaled(768, factor, HEADS["qformer"]),
+            "intermediate_size": 3072 // factor,
+            "num_attention_heads": HEADS["qformer"],
+            "encoder_hidden_size": scaled(1408, factor, HEADS["vision"]),
+        },
+        "text_config": LlamaConfig(
+            hidden_size=scaled(4096, factor, HEADS["language"]),
+            intermediate_size=11008 // factor,
+            num_attention_heads=HEADS["language"],
+            num_hidden_layers=32,
+            vocab_size=len(processor.tokenizer),
+            pad_token_id=processor.tokenizer.pad_token_id,
+        ),
+    }
+
+
+class Bench:
+    """What all groups share: sizes, models, the way of timing, results."""
+
+    def __init__(self, factor: int, rounds: int):
+        self.factor = factor
+        self.rounds = rounds
+        self.results: list[dict[str, Any]] = []
+        self.processor = AutoProcessor.from_pretrained(deltavlm_hf.tiny())
+        self.processor.image_processor.size = {"height": 224, "width": 224}
+        self.processor.num_query_tokens = 32
+        torch.manual_seed(0)
+        self.config = DeltaVLMConfig(
+            **config_parts(factor, self.processor), num_query_tokens=32, image_token_id=self.processor.image_token_id
+        )
+        self.model = DeltaVLMForConditionalGeneration(self.config).eval()
+        self.card = self._measure_machine()
+        words = [text.startswith("Ġ") and text[1:].isalpha() for text in self._vocabulary()]
+        self.no_words = [number for number, is_word in enumerate(words) if not is_word]
+
+    def _vocabulary(self) -> list[str]:
+        return self.processor.tokenizer.convert_ids_to_tokens(list(range(len(self.processor.tokenizer))))
+
+    def greedy(self, tokens: int) -> dict[str, Any]:
+        """For `generate`: so many tokens, each a word, which stays one token in the history of a dialogue."""
+        length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        return {**length, "num_beams": 1, "suppress_tokens": self.no_words, "repetition_penalty": 2.0}
+
+    def _measure_machine(self) -> Card:
+        """What a matrix product and the reading of weights reach here, at the sizes of the language model."""
+        width, inner = self.config.text_config.hidden_size, self.config.text_config.intermediate_size
+        many, weight = torch.randn(1024, width), torch.randn(32, 3, inner, width)
+        one = many[:1]
+
+        def products() -> None:
+            for layer in weight[:8].flatten(0, 1):
+                many @ layer.T
+
+        def reading() -> None:
+            for layer in weight.flatten(0, 1):
+                one @ layer.T
+
+        times = {"products": [], "reading": []}
+        for _ in range(5):
+            times["products"].append(seconds(products))
+            times["reading"].append(seconds(reading))
+        flops = 2 * 1024 * weight[:8].numel() / min(times["products"])
+        return Card("this machine", flops, weight.numel() * 4 / min(times["reading"]))
+
+    def images(self, number: int) -> list[tuple[Image.Image, Image.Image]]:
+        pixels = torch.randint(0, 256, (number, 2, 224, 224, 3), dtype=torch.uint8).numpy()
+        return [(Image.fromarray(before), Image.fromarray(after)) for before, after in pixels]
+
+    def pixels(self, pairs: list) -> torch.Tensor:
+        return self.processor(images=pairs, return_tensors="pt")["pixel_values"]
+
+    def lengths(self, questions: list[str], histories: list | None = None) -> tuple[int, int]:
+        """Tokens of the longest prompt without placeholders, and of the longest instruction."""
+        inputs = self.processor(text=questions, history=histories, padding=True, return_tensors="pt")
+        return inputs["input_ids"].shape[1] - 32, inputs["qformer_input_ids"].shape[1]
+
+    def their_answers(self, pixel_values, questions, histories=None, **kwargs) -> list[str]:
+        """The authors' way: each date through the vision encoder by itself, again for every call."""
+        model = self.model
+        with torch.inference_mode():
+            before, after = (model.vision_model(pixel_values[:, date]).last_hidden_state for date in (0, 1))
+            pair_features = model.difference(before, after)
+        return answer(model, self.processor, questions, histories, pair_features=pair_features, **kwargs)
+
+    def our_answers(self, pixel_values, questions, **kwargs) -> list[str]:
+        with torch.inference_mode():
+            pair_features = self.model.encode_pair(pixel_values)
+        return answer(self.model, self.processor, questions, pair_features=pair_features, **kwargs)
+
+    def seconds_allowed(self, parts: list[Part]) -> float:
+        return sum(part.seconds(self.card.flops_per_second, self.card.bytes_per_second) for part in parts)
+
+    def compare(
+        self,
+        what: str,
+        slow: tuple[str, Callable],
+        fast: tuple[str, Callable],
+        *,
+        same: bool = True,
+        allowed: float | None = None,
+        aim: float | None = None,
+        rounds: int | None = None,
+    ) -> None:
+        """Times two ways by turns and notes the ratio of their medians; `same` asks for equal outcomes first."""
+        first, second = slow[1](), fast[1]()  # both are warm after this
+        if same and first != second:
+            raise SystemExit(f"{what}: the two ways answer differently.")
+        times: dict[str, list[float]] = {slow[0]: [], fast[0]: []}
+        for _ in range(rounds or self.rounds):
+            for name, run in (slow, fast):
+                times[name].append(seconds(run))
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        by_round = [a / b for a, b in zip(times[slow[0]], times[fast[0]], strict=True)]
+        self.note(what, slow[0], fast[0], medians[slow[0]] / medians[fast[0]], allowed, aim, by_round=by_round)
+
+    def note(self, what, peer, ours, ratio, allowed=None, aim=None, **more) -> None:
+        found = {"what": what, "over": peer, "ours": ours, "ratio": ratio, "allowed": allowed, "aim": aim, **more}
+        self.results.append({key: value for key, value in found.items() if value is not None})
+        print(f"{what}: {peer} / {ours} = {ratio:.2f}" + (f", allowed {allowed:.2f}" if allowed else ""), flush=True)
+
+
+def seconds(run: Callable) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def one_question(bench: Bench) -> None:
+    """One question about one pair, against both peers."""
+    parts = config_parts(bench.factor, bench.processor)
+    parts["text_config"].vocab_size = max(parts["text_config"].vocab_size, bench.processor.image_token_id + 1)
+    peer = InstructBlipForConditionalGeneration(
+        InstructBlipConfig(**parts, num_query_tokens=32, image_token_index=bench.processor.image_token_id)
+    ).eval()
+    inputs = bench.processor(images=bench.images(1), text=QUESTIONS[:1], return_tensors="pt")
+    pixel_values = inputs["pixel_values"]
+    wide = {**inputs, "pixel_values": torch.cat([pixel_values[:, 0], pixel_values[:, 1]], dim=-1)}
+    two = {name: value.expand(2, *value.shape[1:]) for name, value in inputs.items()}
+    two["pixel_values"] = pixel_values[0]
+    wide["interpolate_pos_encoding"] = True
+
+    for tokens in (8, 64):
+        what = f"one question, {tokens} tokens of answer"
+        kwargs = bench.greedy(tokens)
+        ours = ("`generate`", partial(bench.model.generate, **inputs, **kwargs))
+        for name, given in (("InstructBLIP, one wide image", wide), ("InstructBLIP, two images", two)):
+            with torch.inference_mode():
+                bench.compare(what, (name, partial(peer.generate, **given, **kwargs)), ours, same=False, aim=1)
+        theirs = partial(bench.their_answers, pixel_values, QUESTIONS[:1], **kwargs)
+        with_pixels = partial(bench.our_answers, pixel_values, QUESTIONS[:1], **kwargs)
+        bench.compare(what, ("the authors' way", theirs), ("both dates in one call", with_pixels), allowed=1)
+
+
+def dialogue(bench: Bench) -> None:
+    """Six turns about one pair."""
+    for tokens, aim in ((2, 1.5), (8, 1.5), (64, 1.0)):
+        six_turns(bench, tokens, aim)
+
+
+def six_turns(bench: Bench, tokens: int, aim: float) -> None:
+    pair = bench.images(1)[0]
+    pixel_values = bench.pixels([pair])
+    turns = QUESTIONS[:6]
+
+    def session(**kwargs) -> list[str]:
+        conversation = ChangeSession(bench.model, bench.processor, *pair, **kwargs)
+        return [conversation.ask(question, **bench.greedy(tokens)) for question in turns]
+
+    def theirs() -> list[str]:
+        history: list[tuple[str, str]] = []
+        for question in turns:
+            (reply,) = bench.their_answers(pixel_values, [question], [history], **bench.greedy(tokens))
+            history.append((question, reply))
+        return [reply for _, reply in history]
+
+    replies = theirs()
+    costs: dict[str, list[Part]] = {"theirs": [], "session": [], "fixed": []}
+    known = 0
+    for turn, question in enumerate(turns):
+        history = list(zip(turns[:turn], replies[:turn], strict=True))
+        text, instruction = bench.lengths([question], [history])
+        sizes = {"text_tokens": text, "instruction_tokens": instruction, "answer_tokens": tokens}
+        parts = estimate_cost(bench.config, **sizes, weight_bytes=4)
+        again = estimate_cost(bench.config, **sizes, weight_bytes=4, known_tokens=known)
+        costs["theirs"] += parts
+        costs["session"] += parts if turn == 0 else parts[2:]
+        costs["fixed"] += parts if turn == 0 else again[3:]
+        known = 32 + text + tokens - 1
+    allowed = {name: bench.seconds_allowed(parts) for name, parts in costs.items()}
+    what = f"dialogue of six turns, {tokens} tokens of answer"
+    peer = ("the authors' way", theirs)
+    gain = allowed["theirs"] / allowed["session"]
+    bench.compare(what, peer, ("`ChangeSession`", session), allowed=gain, aim=aim)
+    bench.compare(
+        what,
+        peer,
+        ("`ChangeSession(fixed_change_tokens=True)`", lambda: session(fixed_change_tokens=True)),
+        same=False,  # later turns keep the first question's change tokens
+        allowed=allowed["theirs"] / allowed["fixed"],
+    )
+
+
+def many_questions(bench: Bench) -> None:
+    """Eight questions about each of 32 pairs."""
+    for tokens in (4, 16):
+        all_answers(bench, tokens)
+
+
+def all_answers(bench: Bench, tokens: int) -> None:
+    pairs = bench.images(32)
+    pixel_values = bench.pixels(pairs)
+    text, instruction = bench.lengths(QUESTIONS)
+    length = {"text_tokens": text, "instruction_tokens": instruction, "answer_tokens": tokens, "weight_bytes": 4}
+
+    def batches_of_four() -> list[list[str]]:
+        rows = [(number, question) for number in range(32) for question in QUESTIONS]
+        said: list[str] = []
+        for start in range(0, len(rows), 4):
+            numbers, questions = zip(*rows[start : start + 4], strict=True)
+            said += bench.their_answers(pixel_values[list(numbers)], questions, **bench.greedy(tokens))
+        return [said[start : start + 8] for start in range(0, len(said), 8)]
+
+    def one_at_a_time() -> list[list[str]]:
+        alone = partial(bench.their_answers, **bench.greedy(tokens))
+        return [[alone(pixel_values[[pair]], [question])[0] for question in QUESTIONS] for pair in range(32)]
+
+    def ours() -> list[list[str]]:
+        return list(ask_pairs(bench.model, bench.processor, pairs, QUESTIONS, batch_size=64, **bench.greedy(tokens)))
+
+    least = bench.seconds_allowed(estimate_cost(bench.config, pairs=32, **length)[:2])
+    least += 4 * bench.seconds_allowed(estimate_cost(bench.config, questions=64, **length)[2:])
+    four = 64 * bench.seconds_allowed(estimate_cost(bench.config, pairs=4, questions=4, **length))
+    single = 256 * bench.seconds_allowed(estimate_cost(bench.config, pairs=1, questions=1, **length))
+    what = f"8 questions about each of 32 pairs, {tokens} tokens of answer"
+    few = max(1, bench.rounds // 3)
+    together = ("`ask_pairs`", ours)
+    theirs = ("the authors' way, batches of 4", batches_of_four)
+    bench.compare(what, theirs, together, allowed=four / least, aim=4, rounds=few)
+    if tokens == 4:
+        theirs = ("the authors' way, one at a time", one_at_a_time)
+        bench.compare(what, theirs, together, allowed=single / least, rounds=1)
+
+
+def full_size_eyes(bench: Bench) -> None:
+    """Vision encoder, difference and Q-Former at full size: eight questions about one pair."""
+    language = LlamaConfig(hidden_size=64, intermediate_size=64, num_attention_heads=4, num_hidden_layers=1)
+    config = DeltaVLMConfig(text_config=language, image_token_id=32000)
+    model = DeltaVLMModel(config).eval()
+    inputs = bench.processor(text=QUESTIONS, padding=True, return_tensors="pt")
+    instructions = {name: inputs[name] for name in ("qformer_input_ids", "qformer_attention_mask")}
+    pixel_values = torch.randn(1, 2, 3, 224, 224)
+
+    @torch.inference_mode()
+    def again_for_each() -> None:
+        for number in range(len(QUESTIONS)):
+            before, after = (model.vision_model(pixel_values[:, date]).last_hidden_state for date in (0, 1))
+            one = {name: value[number : number + 1] for name, value in instructions.items()}
+            model(**one, pair_features=model.difference(before, after))
+
+    @torch.inference_mode()
+    def once() -> None:
+        model(**instructions, pair_features=model.encode_pair(pixel_values))
+
+    length = {"instruction_tokens": inputs["qformer_input_ids"].shape[1], "weight_bytes": 4}
+    once_allowed = bench.seconds_allowed(estimate_cost(config, questions=8, **length)[:3])
+    again_allowed = 8 * bench.seconds_allowed(estimate_cost(config, **length)[:3])
+    bench.compare(
+        "vision, difference and Q-Former at full size, 8 questions about one pair",
+        ("the authors' way", again_for_each),
+        ("encoded once", once),
+        same=False,  # change tokens, not answers; tests compare them
+        allowed=again_allowed / once_allowed,
+        rounds=1,
+    )
+
+
+def training(bench: Bench) -> None:
+    """A step that trains two vision blocks, the difference module and the Q-Former, of four rows."""
+    torch.manual_seed(0)
+    vocabulary = 32000 // bench.factor  # the head keeps its share
+    text = LlamaConfig(**{**bench.config.text_config.to_dict(), "vocab_size": vocabulary})
+    config = DeltaVLMConfig(
+        **{**config_parts(bench.factor, bench.processor), "text_config": text}, image_token_id=vocabulary
+    )
+    model = DeltaVLMForConditionalGeneration(config).train()
+    freeze(model, FreezePolicy(vision_blocks=2))
+    blocks = config.vision_config.num_hidden_layers - 2
+    pixel_values = torch.randn(4, 2, 3, 224, 224)
+    with torch.no_grad():
+        states = model.encode_vision_prefix(pixel_values.flatten(0, 1), blocks).unflatten(0, (-1, 2))
+    placeholders = torch.full((4, 32), vocabulary)
+    input_ids = torch.cat([placeholders, torch.randint(3, vocabulary, (4, 96))], dim=1)
+    labels = input_ids.masked_fill(torch.arange(128) < 112, -100)  # the last 16 tokens are the answer
+    inputs = {"input_ids": input_ids, "labels": labels, "qformer_input_ids": torch.randint(3, 1000, (4, 32))}
+    inputs["qformer_input_ids"] %= len(bench.processor.qformer_tokenizer)
+    computed = {"pixel_values": pixel_values}
+    cached = {"vision_states": states, "vision_states_block": blocks}
+    answers = {"logits_to_keep": torch.arange(111, 127)}
+
+    def step(**more) -> Callable:
+        def run() -> None:
+            model.zero_grad()
+            model(**inputs, **more).loss.backward()
+
+        return run
+
+    flops = {}
+    model.set_attn_implementation("eager")  # the fused kernels of a CPU are not counted
+    for name, more in (("plain", computed), ("cached", cached), ("both", {**cached, **answers})):
+        with FlopCounterMode(display=False) as counter:
+            step(**more)()
+        flops[name] = counter.get_total_flops()
+    model.set_attn_implementation("sdpa")
+    what = "training step"
+    plain = ("images encoded, all logits", step(**computed))
+    cache = ("cached vision states", step(**cached))
+    bench.compare(what, plain, cache, same=False, aim=1.25, allowed=flops["plain"] / flops["cached"])
+    both = ("cached vision states, logits of answers", step(**cached, **answers))
+    bench.compare(what, plain, both, same=False, aim=1.25, allowed=flops["plain"] / flops["both"])
+    bench.compare(what, cache, both, same=False, allowed=flops["cached"] / flops["both"])
+    kept = {}
+    for name, more in (("plain", computed), ("cached", cached), ("both", {**cached, **answers})):
+        model.zero_grad()
+        kept[name] = bytes_for_backward(lambda more=more: model(**inputs, **more).loss)
+    what = "memory that a training step keeps for its backward pass"
+    bench.note(what, plain[0], both[0], kept["plain"] / kept["both"])
+    bench.note(what, cache[0], both[0], kept["cached"] / kept["both"])
+    model.requires_grad_(True)
+    everything = bytes_for_backward(lambda: model(**inputs, **computed).loss)
+    bench.note(what, "nothing frozen", "frozen as in the recipe", everything / kept["plain"])
+
+
+def bytes_for_backward(forward: Callable[[], torch.Tensor]) -> int:
+    """Bytes of what autograd keeps, each storage once, without the weights."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter) and not isinstance(tensor._base, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = forward()
+    del loss
+    return sum(sizes.values())
+
+
+LOAD = """
+import json, sys, time
+import torch
+from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration
+
+def memory(field):
+    line = next(line for line in open("/proc/self/status") if line.startswith(field))
+    return 1024 * int(line.split()[1])
+
+way, folder, legacy = sys.argv[1:]
+before = memory("VmRSS")
+start = time.perf_counter()
+if way == "ours":
+    model = DeltaVLMForConditionalGeneration.from_pretrained(folder)
+else:
+    model = DeltaVLMForConditionalGeneration(DeltaVLMConfig.from_pretrained(folder))
+    model.load_state_dict(torch.load(legacy, map_location="cpu", weights_only=True)["model"])
+loaded = time.perf_counter() - start
+total = sum(float(weight.sum()) for weight in model.parameters())  # what is mapped from the file is read now
+read = time.perf_counter() - start
+weights = sum(weight.nbytes for weight in model.parameters())
+print(json.dumps({"loaded": loaded, "read": read, "peak": (memory("VmHWM") - before) / weights, "total": total}))
+"""
+
+
+def loading(bench: Bench) -> None:
+    """Time and memory of `from_pretrained` against `torch.load` into a model that was built first."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench.model.save_pretrained(folder)
+        legacy = Path(folder, "checkpoint.pth")
+        torch.save({"model": bench.model.state_dict()}, legacy)
+        found: dict[str, list[dict]] = {"theirs": [], "ours": []}
+        for _ in range(bench.rounds):
+            for way, runs in found.items():
+                child = [sys.executable, "-c", LOAD, way, folder, str(legacy)]
+                runs.append(json.loads(subprocess.run(child, check=True, capture_output=True, text=True).stdout))
+    if len({run["total"] for runs in found.values() for run in runs}) != 1:
+        raise SystemExit("The two ways load different weights.")
+    middle = {
+        way: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for way, runs in found.items()
+    }
+    theirs, ours = middle["theirs"], middle["ours"]
+    names = ("model built, `torch.load`, `load_state_dict`", "`from_pretrained`")
+    bench.note("loading, until the model is there", *names, theirs["loaded"] / ours["loaded"])
+    bench.note("loading, until every weight has been read", *names, theirs["read"] / ours["read"])
+    bench.note("peak memory of loading", "`from_pretrained`", "the weights", ours["peak"], aim=1.2)
+    bench.note("peak memory of loading", names[0], "the weights", theirs["peak"])
+
+
+def importing(bench: Bench) -> None:
+    """Importing in a fresh interpreter, against Transformers."""
+    pairs = [
+        ("import deltavlm_hf", "import transformers"),
+        (
+            "from deltavlm_hf import DeltaVLMForConditionalGeneration, DeltaVLMProcessor",
+            "from transformers import InstructBlipForConditionalGeneration, InstructBlipProcessor",
+        ),
+    ]
+    for ours, theirs in pairs:
+        times: dict[str, list[float]] = {ours: [], theirs: []}
+        for _ in range(bench.rounds + 1):
+            for line in (ours, theirs):
+                child = partial(subprocess.run, [sys.executable, "-c", line], check=True)
+                times[line].append(seconds(child))
+        medians = {line: statistics.median(values[1:]) for line, values in times.items()}
+        ratio = medians[ours] / medians[theirs]
+        bench.note("importing (smaller is better)", f"`{ours}`", f"`{theirs}`", ratio, aim=1.5)
+
+
+GROUPS = (one_question, dialogue, many_questions, training, loading, importing, full_size_eyes)
+
+
+def setting(bench: Bench, command: str) -> dict[str, Any]:
+    """What a reader needs to judge the figures."""
+    counts = {name: sum(w.numel() for w in part.parameters()) for name, part in bench.model.named_children()}
+    return {
+        "command": command,
+        "machine": {
+            "processor": processor_name(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.system(),
+            "GFLOP/s": round(bench.card.flops_per_second / 1e9, 1),
+            "GB/s": round(bench.card.bytes_per_second / 1e9, 1),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "deltavlm_hf": deltavlm_hf.__version__,
+        },
+        "sizes": {
+            "widths divided by": bench.factor,
+            "precision": "float32",
+            "parameters": counts,
+            "rounds": bench.rounds,
+        },
+    }
+
+
+def processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def table(setting: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    machine, versions, sizes = setting["machine"], setting["versions"], setting["sizes"]
+    counts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in sizes["parameters"].items())
+    lines = [
+        "# Speed: measured ratios",
+        "",
+        f"Written by `{setting['command']}`. {machine['processor']}, {machine['cores']} cores, {machine['threads']} "
+        f"threads; {machine['GFLOP/s']} GFLOP/s and {machine['GB/s']} GB/s reached. "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + f". The paper's widths divided by {sizes['widths divided by']}, its depths ({counts}), "
+        f"{sizes['precision']}. Medians of {sizes['rounds']} rounds, fewer for the long ones; weights are random.",
+        "",
+        "| what | time of | over time of | ratio | allowed | reached | aim |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for row in results:
+        allowed, aim = row.get("allowed"), row.get("aim")
+        lines.append(
+            f"| {row['what']} | {row['over']} | {row['ours']} | {row['ratio']:.2f} | "
+            + (f"{allowed:.2f} | {row['ratio'] / allowed:.2f} | " if allowed else "| | ")
+            + (f"{aim:g} |" if aim else "|")
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--factor", type=int, default=8, help="by which widths are smaller than the paper's")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=[group.__name__ for group in GROUPS], metavar="GROUP")
+    parser.add_argument("--output", type=Path, help="folder for speed.json and speed.md")
+    args = parser.parse_args()
+    bench = Bench(args.factor, args.rounds)
+    for group in GROUPS:
+        if not args.only or group.__name__ in args.only:
+            group(bench)
+    found = setting(bench, " ".join(["python", *sys.argv]))
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        (args.output / "speed.json").write_text(json.dumps({**found, "results": bench.results}, indent=1) + "\n")
+        (args.output / "speed.md").write_text(table(found, bench.results))
+    else:
+        print(table(found, bench.results))
+
+
+if __name__ == "__main__":
+    main()
