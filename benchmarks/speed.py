@@ -371,8 +371,13 @@ def full_size_eyes(bench: Bench) -> None:
 
 def training(bench: Bench) -> None:
     """A step that trains two vision blocks, the difference module and the Q-Former, of four rows."""
+    training_step(bench, 32_000)  # as Vicuna
+    training_step(bench, 128_256)  # as Llama 3
+
+
+def training_step(bench: Bench, full_vocabulary: int) -> None:
     torch.manual_seed(0)
-    vocabulary = 32000 // bench.factor  # the head keeps its share
+    vocabulary = full_vocabulary // bench.factor  # the head keeps its share
     text = LlamaConfig(**{**bench.config.text_config.to_dict(), "vocab_size": vocabulary})
     config = DeltaVLMConfig(
         **{**config_parts(bench.factor, bench.processor), "text_config": text}, image_token_id=vocabulary
@@ -406,7 +411,7 @@ def training(bench: Bench) -> None:
             step(**more)()
         flops[name] = counter.get_total_flops()
     model.set_attn_implementation("sdpa")
-    what = "training step"
+    what = f"training step, vocabulary of {full_vocabulary:,}"
     plain = ("images encoded, all logits", step(**computed))
     cache = ("cached vision states", step(**cached))
     bench.compare(what, plain, cache, same=False, aim=1.25, allowed=flops["plain"] / flops["cached"])
@@ -417,7 +422,7 @@ def training(bench: Bench) -> None:
     for name, more in (("plain", computed), ("cached", cached), ("both", {**cached, **answers})):
         model.zero_grad()
         kept[name] = bytes_for_backward(lambda more=more: model(**inputs, **more).loss)
-    what = "memory that a training step keeps for its backward pass"
+    what = f"memory kept for the backward pass, vocabulary of {full_vocabulary:,}"
     bench.note(what, plain[0], both[0], kept["plain"] / kept["both"])
     bench.note(what, cache[0], both[0], kept["cached"] / kept["both"])
     model.requires_grad_(True)
