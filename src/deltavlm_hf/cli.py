@@ -242,7 +242,8 @@ def _load(args: argparse.Namespace, dtype: str = "auto", load_in_4bit: bool = Fa
         processor = AutoProcessor.from_pretrained(source)
         model = AutoModelForImageTextToText.from_pretrained(source, device_map=args.device, **options)
     except Exception as error:  # transformers raises all kinds, and does not always name what it looked for
-        raise ValueError(f"--model {source}: {type(error).__name__}: {error}") from error
+        reason = str(error) if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"--model {source}: {reason}") from error
     return model, processor
 
 

@@ -33,7 +33,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.instructblip.modeling_instructblip import BaseModelOutputWithVisionQformerOutputs
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, torch_compilable_check
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, is_tracing, torch_compilable_check
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_deltavlm import DeltaVLMConfig
@@ -92,13 +92,11 @@ def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def _check_ids(ids: torch.Tensor, vocabulary: int, tokenizer: str) -> None:
-    torch_compilable_check(
-        (ids < vocabulary).all(),
-        lambda: (
+    if not is_tracing(ids) and (ids >= vocabulary).any():
+        raise ValueError(
             f"Token {ids.max()} is not in the model's vocabulary of {vocabulary}: the processor's `{tokenizer}` is "
             "another model's."
-        ),
-    )
+        )
 
 
 def _rest_frozen_parts(module: nn.Module) -> None:
