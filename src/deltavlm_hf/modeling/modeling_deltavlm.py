@@ -138,15 +138,19 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """
-        As in Transformers, except that a model with new weights where the files have none, or others, is an error
-        unless `ignore_mismatched_sizes=True` asks for it.
+        As in Transformers; with the LoRA adapter that the language model was saved with, if it has one. New weights
+        where the files have none, or of another shape, are an error unless asked for: `ignore_mismatched_sizes=True`.
 
         Raises:
             OSError: if a file is missing.
             ValueError: if files are damaged, of another model or do not go together.
         """
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            if model.config.language_model_lora:
+                model._restore_lora()
+            return loaded
         except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a damaged file makes its readers raise all kinds of errors
@@ -155,6 +159,9 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
                 f"{os.fspath(pretrained_model_name_or_path or 'The model')} cannot be loaded as a {cls.__name__}: "
                 f"{error if isinstance(error, ValueError) else reason}"
             ) from error
+
+    def _restore_lora(self) -> None:
+        """Nothing, where there is no language model."""
 
     @staticmethod
     def _finalize_model_loading(model, load_config, loading_info):
@@ -555,15 +562,6 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self._language_model_inputs = set(inspect.signature(self.language_model.forward).parameters)
         self.post_init()
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in Transformers; with the LoRA adapter that the language model was saved with, if it has one."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if model.config.language_model_lora:
-            model._restore_lora()
-        return loaded
 
     def _restore_lora(self) -> None:
         # From here PEFT knows which kind of layer to put around a quantised one.

@@ -110,7 +110,13 @@ class DeltaVLMProcessor(ProcessorMixin):
             ValueError: if files are damaged or of another model.
         """
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            for name in ("tokenizer", "qformer_tokenizer"):
+                tokenizer = getattr(processor, name)
+                if tokenizer.get_vocab().keys() <= tokenizer.added_tokens_encoder.keys():
+                    raise ValueError(f"the vocabulary of `{name}` is missing")  # transformers goes on without
+            processor(text="", history=[("", "")])  # whether tokenizers and chat template can be used at all
+            return processor
         except (OSError, ImportError, MemoryError):
             raise
         except Exception as error:  # a damaged file makes its readers raise all kinds of errors
