@@ -343,6 +343,12 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
                 "`pixel_values` must be image pairs of shape (batch, 2, 3, height, width), before and after, as "
                 f"`DeltaVLMProcessor` makes them; got {tuple(pixel_values.shape)}."
             )
+        side = self.config.vision_config.image_size
+        if pixel_values.shape[-2:] != (side, side) and not interpolate_pos_encoding:  # the encoder would not notice
+            raise ValueError(
+                f"`pixel_values` have the size {tuple(pixel_values.shape[-2:])}, expected {(side, side)}: the "
+                "processor's `size` must be the model's, or pass interpolate_pos_encoding=True."
+            )
         vision_outputs = self.vision_model(
             pixel_values.flatten(0, 1),  # (B, 2, 3, H, W) -> (2B, 3, H, W)
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -377,7 +383,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             `torch.Tensor` of shape `(B, 2N, D)`: the pair features.
 
         Raises:
-            ValueError: if `pixel_values` is not made of pairs.
+            ValueError: if `pixel_values` is not made of pairs, or has another size than the model's.
         """
         return self._encode_pair(pixel_values, interpolate_pos_encoding)[1]
 

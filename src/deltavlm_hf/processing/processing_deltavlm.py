@@ -113,7 +113,7 @@ class DeltaVLMProcessor(ProcessorMixin):
             processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             for name in ("tokenizer", "qformer_tokenizer"):
                 tokenizer = getattr(processor, name)
-                if tokenizer.get_vocab().keys() <= tokenizer.added_tokens_encoder.keys():
+                if set(tokenizer.get_vocab().values()) <= tokenizer.added_tokens_decoder.keys():
                     raise ValueError(f"the vocabulary of `{name}` is missing")  # transformers goes on without
             processor(text="", history=[("", "")])  # whether tokenizers and chat template can be used at all
             return processor
