@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,7 +123,106 @@ def test_missing_model(images, tmp_path):
     assert "deltavlm: error:" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_version():
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), "model.safetensors cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("null"), "--model"),
+        (lambda folder: (folder / "processor_config.json").write_text("null"), "--model"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be loaded as a DeltaVLMProcessor"),
+    ],
+    ids=["weights", "configuration", "processor", "tokenizer"],
+)
+def test_damaged_models_are_one_line(damage, message, images, tmp_path, capsys):
+    folder = shutil.copytree(tiny(), tmp_path / "model")
+    damage(folder)
+    assert main(["ask", *map(str, images), "What?", "--model", str(folder)]) == 1
+    _, error, said = capsys.readouterr().err.partition("deltavlm: error: ")
+    assert error and message in said and str(folder) in said and len(said.splitlines()) == 1
+
+
+def nan_model(folder):
+    """The small model after a training run that diverged."""
+    shutil.copytree(tiny(), folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["language_model.model.norm.weight"].fill_(float("nan"))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_nan_is_no_answer(images, tmp_path, capsys):
+    model = str(nan_model(tmp_path / "model"))
+    assert main(["ask", *map(str, images), "What?", "--model", model]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and "scores are NaN or infinite" in captured.err
+    assert main(["evaluate", model, "--pairs", "1", "--tasks", "binary", "--output", str(tmp_path / "out")]) == 1
+    assert "1 records have no answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo", "--output", "file/picture.png"],
+        ["evaluate", "no-change", "--pairs", "1", "--tasks", "binary", "--output", "file/out"],
+        ["data", "show", "--number", "1", "--output", "file/sheet.html"],
+        ["train", "below.yaml"],
+        ["publish", "file", "me/model", "--dry-run"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_places_that_cannot_be_written_to(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    settings = "training: {output_dir: file/run, use_cpu: true}\ndata: {pairs: 1, validation_pairs: 0}\n"
+    (tmp_path / "below.yaml").write_text(settings)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err.partition("deltavlm: error: ")[2]
+    assert "file" in error and len(error.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+SETTINGS = """
+training: {output_dir: run, max_steps: 1000, use_cpu: true, report_to: none, per_device_train_batch_size: 2}
+data: {pairs: 8, validation_pairs: 0}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "sign"),
+    [
+        (["ask", "before.png", "after.png", "What?"], None),
+        (["evaluate", "tiny", "--pairs", "40", "--tasks", "open"], "evaluation/predictions/tiny/predictions.0.jsonl"),
+        (["train", "settings.yaml"], "run"),
+        (["publish", "model", "me/model", "--dry-run"], None),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_ctrl_c(arguments, sign, images, tmp_path):
+    """While torch is loaded or, where there is a sign of it, in the midst of work."""
+    for image in images:
+        shutil.copy(image, tmp_path)
+    shutil.copytree(tiny(), tmp_path / "model")
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+    command = [sys.executable, "-m", "deltavlm_hf", *arguments]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's & hands down none
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    while not ((tmp_path / sign).exists() if sign else "libtorch" in maps.read_text()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said, error = process.communicate()
+    assert process.returncode == 130, error
+    assert "Traceback" not in error and said == ""
     import deltavlm_hf
 
     assert deltavlm("--version").stdout == f"deltavlm {deltavlm_hf.__version__}\n"

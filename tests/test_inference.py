@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from deltavlm_hf import ChangeSession, ask_pairs
+from deltavlm_hf import ChangeSession, DeltaVLMImageProcessor, ask_pairs
 
 GREEDY = {"num_beams": 1, "max_new_tokens": 8}
 
@@ -188,3 +188,57 @@ class TestFixedChangeTokens:
         tokens = self.first_tokens(model, processor, pairs[0], self.QUESTIONS[1], list(session.history))
         expected = self.recomputed(model, processor, pairs[0], self.QUESTIONS[1], list(session.history), tokens)
         assert session.ask(self.QUESTIONS[1], **GREEDY) == expected
+
+
+class TestWhatDoesNotFit:
+    """A processor of another model, and weights that are no numbers: an error, not an answer."""
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize(
+        "name", ["vision_model.post_layernorm.weight", "query_tokens", "language_model.lm_head.weight"]
+    )
+    @pytest.mark.parametrize("options", [GREEDY, {"num_beams": 2}, {"num_beams": 1, "do_sample": True}], ids=str)
+    def test_weights_that_are_no_numbers(self, options, name, value, model, processor, pairs):
+        damaged = copy.deepcopy(model)
+        damaged.get_parameter(name).data.flatten()[-1] = value
+        session = ChangeSession(damaged, processor, *pairs[0])
+        with pytest.raises(ValueError, match="scores are NaN or infinite"):
+            session.ask("What changed?", **{"max_new_tokens": 2, **options})
+        assert session.history == []
+
+    def test_the_check_can_be_left_to_transformers(self, model, processor, pairs):
+        damaged = copy.deepcopy(model)
+        damaged.language_model.lm_head.weight.data[7] = float("nan")
+        session = ChangeSession(damaged, processor, *pairs[0])
+        assert isinstance(session.ask("What?", **GREEDY, remove_invalid_values=True), str)
+
+    @pytest.mark.parametrize(
+        ("other", "message"),
+        [
+            ({"num_query_tokens": 4}, "hold \\[4\\] placeholders .* give 8 change tokens"),
+            ({"image_token_id": 5}, "hold \\[0\\] placeholders"),
+        ],
+        ids=str,
+    )
+    def test_placeholders_of_another_model(self, other, message, model, processor, pairs):
+        changed = copy.deepcopy(processor)
+        for name, value in other.items():
+            setattr(changed, name, value)
+        with pytest.raises(ValueError, match=message):
+            ChangeSession(model, changed, *pairs[0]).ask("What changed?", **GREEDY)
+
+    @pytest.mark.parametrize("side", [28, 57, 112])
+    def test_image_size_of_another_model(self, side, model, processor, pairs):
+        changed = copy.deepcopy(processor)
+        changed.image_processor = DeltaVLMImageProcessor(size={"height": side, "width": side})
+        with pytest.raises(ValueError, match=rf"have the size \({side}, {side}\), expected \(56, 56\)"):
+            ChangeSession(model, changed, *pairs[0])
+
+    @pytest.mark.parametrize("name", ["tokenizer", "qformer_tokenizer"])
+    def test_tokens_that_the_model_does_not_know(self, name, model, processor, pairs):
+        changed = copy.deepcopy(processor)
+        getattr(changed, name).add_tokens("houseboat")
+        if name == "tokenizer":
+            changed.tokenizer.add_tokens("houseboats")  # the first has the id of the placeholder's last row
+        with pytest.raises(ValueError, match=f"not in the model's vocabulary of .*`{name}` is another model's"):
+            ChangeSession(model, changed, *pairs[0]).ask("Is there a houseboat or are there houseboats", **GREEDY)

@@ -220,7 +220,6 @@ def _limit(args: argparse.Namespace) -> dict[str, int]:
 
 def _load(args: argparse.Namespace, dtype: str = "auto", load_in_4bit: bool = False):
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 
@@ -231,22 +230,20 @@ def _load(args: argparse.Namespace, dtype: str = "auto", load_in_4bit: bool = Fa
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     source = tiny() if args.model in (None, "tiny") else args.model
-    try:
-        model_type = AutoConfig.from_pretrained(source).model_type
-    except OSError as error:  # transformers does not always name what it looked for
-        raise OSError(f"--model {source}: {error}") from error
-    if model_type != MODEL_TYPE:
-        raise ValueError(f"--model {source}: expected a {MODEL_TYPE} model, got {model_type}")
-    processor = AutoProcessor.from_pretrained(source)
     options: dict[str, Any] = {"dtype": dtype}
     if load_in_4bit:
         from .quantization import four_bit_config
 
         options["quantization_config"] = four_bit_config()
     try:
+        model_type = AutoConfig.from_pretrained(source).model_type
+        if model_type != MODEL_TYPE:
+            raise ValueError(f"expected a {MODEL_TYPE} model, got {model_type}")
+        processor = AutoProcessor.from_pretrained(source)
         model = AutoModelForImageTextToText.from_pretrained(source, device_map=args.device, **options)
-    except SafetensorError as error:
-        raise ValueError(f"--model {source}: its weights cannot be read ({error})") from error
+    except Exception as error:  # transformers raises all kinds, and does not always name what it looked for
+        reason = str(error) if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"--model {source}: {reason}") from error
     return model, processor
 
 

@@ -9,11 +9,9 @@ weight of the model is given. Weights go from file to file, so that memory holds
 import json
 import math
 import os
-import pickle
 import re
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
@@ -40,7 +37,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from .modeling import DeltaVLMConfig, DeltaVLMForConditionalGeneration
 from .modeling.csrm import CrossSemanticRelationMeasuring
-from .modeling.weight_sources import digest, find_files, first_values, open_weights, shape
+from .modeling.weight_sources import digest, find_files, first_values, open_weights, read_torch_file, shape
 from .processing import DeltaVLMImageProcessor, DeltaVLMProcessor
 
 logger = logging.get_logger(__name__)
@@ -244,10 +241,7 @@ class _Origin:
         except OSError as error:
             raise FileNotFoundError(str(error)) from error
         for file in files:
-            try:
-                found = open_weights([file], stack)
-            except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-                raise ValueError(f"{file} cannot be read: {error}") from error
+            found = open_weights([file], stack)
             self.place.setdefault("revision", extract_commit_hash(file, None))
             self.files[Path(file).name] = {prefix + name: weight for name, weight in found.items()}
         self.weights = {
@@ -322,10 +316,7 @@ def _neutral_csrm(config: DeltaVLMConfig) -> Weights:
 
 
 def _load_checkpoint(path: Path) -> Weights:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a file of weights, and nothing else is loaded: {error}") from error
+    checkpoint = read_torch_file(path)
     state_dict = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else checkpoint
     if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise ValueError(f"{path} holds no weights: expected tensors by name, alone or under 'model'.")

@@ -111,7 +111,7 @@ class Publication:
                 raise FileNotFoundError(
                     f"{self.folder} is no saved model with its processor: {' or '.join(needed)} is missing."
                 )
-        self.config = json.loads((self.folder / CONFIG_NAME).read_text())
+        self.config = _read_settings(self.folder / CONFIG_NAME)
         sources = self.config.get("weight_sources") or []
         here = [source["name_or_path"] for source in sources if os.path.isabs(source["name_or_path"])]
         if here:
@@ -138,7 +138,7 @@ class Publication:
         """The files of code that configuration and processor name, and those that these import."""
         code = set()
         for name in (CONFIG_NAME, "processor_config.json"):
-            for place in json.loads((self.folder / name).read_text()).get("auto_map", {}).values():
+            for place in _read_settings(self.folder / name).get("auto_map", {}).values():
                 file = self.folder / f"{place.partition('.')[0]}.py"
                 if file.exists():
                     code |= {file.name, *(Path(one).name for one in get_relative_import_files(file))}
@@ -272,6 +272,16 @@ def _files_in(folder: Path) -> list[str]:
 def _loads(name: str) -> bool:
     folder, _, file = name.rpartition("/")
     return folder in FOLDERS and any(fnmatch.fnmatch(file, pattern) for pattern in FILES)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is damaged: expected a JSON object, got {settings!r:.40}.")
+    return settings
 
 
 def _read_report(path: Path, names: set[str]) -> dict[str, Any]:

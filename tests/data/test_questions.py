@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deltavlm_hf.data.questions import (
@@ -49,6 +49,23 @@ def test_grid_answers_parse_back(found):
     roads, buildings = parse_grid(format_grid(found))
     assert roads.tolist() == found.road_cells.tolist()
     assert buildings.tolist() == found.building_cells.tolist()
+
+
+WORDS = st.sampled_from(
+    "yes no new road roads: building buildings two 3 1,000 top-left center [ ] , . ٣ ² \x00".split(" ")
+)
+
+
+@given(st.text() | st.lists(WORDS).map(" ".join))
+@example("9" * 5000 + " new roads, 1 new building")
+@example("no " * 10_000 + "roads or buildings")
+def test_any_text_is_read_or_not(text):
+    assert parse_yes_no(text) in (True, False, None)
+    counts, grid = parse_count(text), parse_grid(text)
+    assert counts is None or all(0 <= number < 10**9 for number in counts)
+    assert grid is None or all(cells.shape == (9,) and cells.dtype == bool for cells in grid)
+    assert question_task(text) in TASKS
+    assert says_change([text]) in (True, False)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -266,6 +267,28 @@ assert score_captions(["a b"], [["a b a"]], words).overall["METEOR"] == first
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_while_java_works():
+    """METEOR's lock is held then, which its end would wait for."""
+    code = """
+import os, signal, threading
+from deltavlm_hf.evaluation import Protocol, captions, score_captions
+words = Protocol("levir-words", vocabulary={"a": 1, "b": 2})
+score_captions(["a b"], [["a b a"]], words)
+meteor = captions._meteor(os.getpid()).meteor_p
+os.kill(meteor.pid, signal.SIGSTOP)
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+score_captions(["a b"], [["a b a"]], words)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert done.returncode == -signal.SIGINT and "KeyboardInterrupt" in done.stderr
 
 
 def test_metric_for_the_package_evaluate():

@@ -371,6 +371,20 @@ def test_any_pair_of_any_size(before, after):
     assert torch.equal(batch, torch.cat([pixel_values, swapped]))
 
 
+MODES = st.sampled_from(["1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
+SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
+
+
+@settings(max_examples=100)
+@given(pairs=st.lists(st.tuples(MODES, SIZES, MODES, SIZES), min_size=1, max_size=4))
+def test_any_modes_go_together(pairs):
+    images = [(Image.new(one, size), Image.new(other, other_size)) for one, size, other, other_size in pairs]
+    pixel_values = SMALL(images, return_tensors="pt")["pixel_values"]
+    assert pixel_values.shape == (len(pairs), 2, 3, 16, 16) and pixel_values.isfinite().all()
+    singles = [SMALL(pair, return_tensors="pt")["pixel_values"] for pair in images]
+    assert pixel_values.equal(torch.cat(singles))
+
+
 @settings(max_examples=100, deadline=None)
 @given(kind=st.sampled_from(["PNG", "JPEG", "TIFF", "GIF", "BMP"]), data=st.data())
 def test_damaged_file_is_read_or_refused(tmp_path_factory, kind, data):

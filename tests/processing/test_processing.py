@@ -29,6 +29,71 @@ def chat(pair, *texts):
     return messages
 
 
+# What users write: any script, and what means something to either tokenizer, to the chat template or to nobody.
+CONTROLS = "<image> </s> <s> [PAD] <unk> [SEP] [CLS] [MASK] [DEC] <0x0A> ▁ q: a: {{ {%".split()
+PIECES = st.sampled_from([*CONTROLS, "\n", "\x00", "\ufeff", "道路", "дорога", "طريق", "🏠", "e\u0301"])
+TEXTS = st.text(max_size=30) | st.lists(PIECES | st.text(max_size=5), max_size=8).map(" ".join)
+HISTORIES = st.none() | st.lists(st.tuples(TEXTS, TEXTS), max_size=4)
+
+
+class TestAnyText:
+    @given(TEXTS, HISTORIES, st.none() | TEXTS, st.booleans(), st.sampled_from(["question", "dialogue"]))
+    @settings(max_examples=150)
+    def test_text_is_data(self, processor, text, history, answer, normalize, qformer_prompt):
+        """Its only control tokens are those that the processor puts there, whatever it spells."""
+        inputs = processor(
+            text=text,
+            history=history,
+            answers=answer,
+            max_length=4096,
+            normalize_text=normalize,
+            qformer_prompt=qformer_prompt,
+        )
+        ids, queries = inputs["input_ids"][0], processor.num_query_tokens
+        assert ids[:queries] == [processor.image_token_id] * queries
+        prompt = ids[queries:]
+        special = {*processor.tokenizer.all_special_ids, processor.image_token_id}
+        unknown = processor.tokenizer.unk_token_id
+        assert prompt[0] == processor.tokenizer.bos_token_id
+        inner = prompt[1:] if answer is None else prompt[1:-1]
+        assert not special & set(inner) - {unknown}
+        instruction = inputs["qformer_input_ids"][0]
+        assert len(instruction) <= processor.qformer_max_length
+        controls = {*processor.qformer_tokenizer.all_special_ids} - {processor.qformer_tokenizer.unk_token_id}
+        assert not controls & set(instruction[1:-1])
+        if answer is None:
+            assert "labels" not in inputs
+        else:
+            learned = [label for label in inputs["labels"][0] if label != -100]
+            assert ids[-len(learned) :] == learned and learned[-1] == processor.tokenizer.eos_token_id
+            alone = normalize_text(answer) if normalize else answer
+            expected = processor.tokenizer(alone, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            assert learned[:-1] == expected
+
+    @given(st.lists(st.tuples(TEXTS, HISTORIES, TEXTS), min_size=1, max_size=4), st.booleans(), st.booleans())
+    @settings(max_examples=50)
+    def test_batch_equals_singles(self, processor, rows, with_answers, normalize):
+        texts, histories, answers = map(list, zip(*rows, strict=True))
+        shared = {"max_length": 4096, "normalize_text": normalize}
+        batch = processor(
+            text=texts,
+            history=histories,
+            answers=answers if with_answers else None,
+            padding=True,
+            return_tensors="pt",
+            **shared,
+        )
+        for row, (text, history, answer) in enumerate(rows):
+            single = processor(text=text, history=history, answers=answer if with_answers else None, **shared)
+            real = batch["attention_mask"][row].bool()
+            assert batch["input_ids"][row][real].tolist() == single["input_ids"][0]
+            seen = batch["qformer_attention_mask"][row].bool()
+            assert batch["qformer_input_ids"][row][seen].tolist() == single["qformer_input_ids"][0]
+            if with_answers:
+                assert batch["labels"][row][real].tolist() == single["labels"][0]
+                assert batch["labels"][row][~real].eq(-100).all()
+
+
 class TestPrompts:
     def test_one_pair(self, processor, pairs):
         inputs = processor(images=pairs[0], text="What changed?", return_tensors="pt", **PLAIN)
@@ -293,6 +358,42 @@ class TestErrors:
         tokenizer = NoPadding.from_pretrained(FIXTURES / "official" / "llm")
         with pytest.raises(ValueError, match="set `tokenizer.pad_token` first"):
             DeltaVLMProcessor(processor.image_processor, tokenizer, processor.qformer_tokenizer)
+
+
+class TestDamagedFolders:
+    @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+    @pytest.mark.parametrize("content", ["", "{", "null", "[]"])
+    def test_the_qformers_tokenizer_is_not_replaced_by_the_other(self, file, content, processor, tmp_path):
+        processor.save_pretrained(tmp_path)
+        (tmp_path / "qformer_tokenizer" / file).write_text(content)
+        with pytest.raises(ValueError, match=f"{tmp_path} cannot be loaded as a DeltaVLMProcessor"):
+            DeltaVLMProcessor.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize("file", ["tokenizer.json", "qformer_tokenizer/tokenizer.json", "processor_config.json"])
+    def test_a_file_that_is_gone(self, file, processor, tmp_path):
+        processor.save_pretrained(tmp_path)
+        (tmp_path / file).unlink()
+        with pytest.raises((ValueError, OSError), match=str(tmp_path)):
+            DeltaVLMProcessor.from_pretrained(tmp_path)
+
+    def test_a_chat_template_that_is_none(self, processor, tmp_path):
+        processor.save_pretrained(tmp_path)
+        (tmp_path / "chat_template.jinja").write_text("{% for message in %}")
+        with pytest.raises(ValueError, match="TemplateSyntaxError"):
+            DeltaVLMProcessor.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [{"num_query_tokens": 0}, {"num_query_tokens": "many"}, {"qformer_max_length": 2}, {"qformer_prompt": "both"}],
+        ids=str,
+    )
+    def test_settings_that_cannot_be(self, settings, processor, tmp_path):
+        processor.save_pretrained(tmp_path)
+        path = tmp_path / "processor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+        ((name, value),) = settings.items()
+        with pytest.raises(ValueError, match=f"{name}.*{value!r}"):
+            DeltaVLMProcessor.from_pretrained(tmp_path)
 
 
 class TestSaving:

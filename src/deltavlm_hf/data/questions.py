@@ -81,8 +81,10 @@ def _read_number(text: str, kind: str) -> int | None:
     for pattern in _COUNTED[kind]:
         match = pattern.search(text)
         if match:
-            word = match[1]
-            return _VALUES[word] if word in _VALUES else int(word.replace(",", ""))
+            word = match[1].replace(",", "")
+            if word in _VALUES:
+                return _VALUES[word]
+            return int(word) if len(word) < 10 else None  # a model that repeats a digit for ever has not counted
     return 0 if _NONE_OF[kind].search(text) else None
 
 

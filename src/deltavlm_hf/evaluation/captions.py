@@ -202,17 +202,19 @@ def _meteor(process: int) -> Meteor:
 
 def _score_meteor(right: dict, said: dict) -> tuple[float, list[float]]:
     """Starts Java anew, once, if it has died."""
+    meteor = _meteor(os.getpid())
     try:
-        return _meteor(os.getpid()).compute_score(right, said)
-    except (OSError, ValueError):  # a broken pipe, or no more lines
-        broken = _meteor(os.getpid())
-        broken.meteor_p.kill()
+        return meteor.compute_score(right, said)
+    except BaseException as error:
+        meteor.meteor_p.kill()
         with suppress(OSError):
-            broken.meteor_p.stdin.close()
-        if broken.lock.locked():  # pycocoevalcap keeps it when it fails, and would wait for it for ever
-            broken.lock.release()
+            meteor.meteor_p.stdin.close()
+        if meteor.lock.locked():  # pycocoevalcap keeps it when it fails, and would wait for it for ever, at exit too
+            meteor.lock.release()
         _meteor.cache_clear()
-        return _meteor(os.getpid()).compute_score(right, said)
+        if not isinstance(error, (OSError, ValueError)):  # those are a broken pipe, or no more lines
+            raise
+    return _meteor(os.getpid()).compute_score(right, said)
 
 
 def _score(predictions: list[str], references: list[list[str]]) -> CaptionScores:

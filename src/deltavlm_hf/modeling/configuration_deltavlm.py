@@ -1,6 +1,7 @@
 """Configuration of DeltaVLM: the facts needed to rebuild its weights."""
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -49,7 +50,8 @@ class DeltaVLMConfig(PreTrainedConfig):
             the model's. `save_pretrained` fills it in, `from_pretrained` makes the adapter of it.
 
     Raises:
-        ValueError: if `difference_module` is unknown, or the vision width does not suit `spatial_position_codes`.
+        ValueError: if a file or dict is of another model, `difference_module` is unknown, or the vision width does not
+            suit `spatial_position_codes`.
     """
 
     model_type = "deltavlm"
@@ -89,6 +91,17 @@ class DeltaVLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"`difference_module` is {self.difference_module!r}, expected one of {', '.join(DIFFERENCE_MODULES)}."
             )
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in Transformers, which however takes another model's configuration, with defaults for what it lacks."""
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(f"Expected the configuration of a {cls.model_type!r} model, got a {model_type!r}.")
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"The configuration is damaged or of another version: {error}") from error
 
 
 __all__ = ["DeltaVLMConfig"]

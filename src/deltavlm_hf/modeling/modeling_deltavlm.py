@@ -10,6 +10,8 @@ tokens of the Q-Former, L tokens of the language model.
 """
 
 import inspect
+import math
+import os
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from transformers import (
     InstructBlipPreTrainedModel,
     InstructBlipQFormerModel,
     InstructBlipVisionModel,
+    LogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
 )
 from transformers import initialization as init
@@ -30,12 +33,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.instructblip.modeling_instructblip import BaseModelOutputWithVisionQformerOutputs
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, torch_compilable_check
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, is_tracing, torch_compilable_check
 from transformers.utils.hub import extract_commit_hash
 
 from .configuration_deltavlm import DeltaVLMConfig
 from .csrm import Concatenation, CrossSemanticRelationMeasuring
 from .lora import IN_NAMES, lora_settings, make_lora_config, without_adapter
+from .saving import replacing
 from .spatial_codes import sincos_2d
 from .weight_sources import add_missing, fingerprint, open_weights
 
@@ -87,6 +91,14 @@ def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
     return (torch.arange(attention_mask.shape[-1], device=attention_mask.device) - skipped).clamp(min=0)
 
 
+def _check_ids(ids: torch.Tensor, vocabulary: float, tokenizer: str) -> None:
+    if not is_tracing(ids) and (ids >= vocabulary).any():
+        raise ValueError(
+            f"Token {ids.max()} is not in the model's vocabulary of {vocabulary}: the processor's `{tokenizer}` is "
+            "another model's."
+        )
+
+
 def _rest_frozen_parts(module: nn.Module) -> None:
     for child in module.children():
         parameters = list(child.parameters())
@@ -97,6 +109,18 @@ def _rest_frozen_parts(module: nn.Module) -> None:
         for part in child.modules():
             if getattr(part, "gradient_checkpointing", False):  # which looks at its own module's mode
                 part.training = True
+
+
+class _RefuseInvalidScores(LogitsProcessor):
+    """Greedy search would take NaN for the best score and answer all the same."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        torch_compilable_check(
+            scores.max() < math.inf,  # which NaN, the greatest of all, is not
+            "The language model's scores are NaN or infinite. Either weights are (a damaged file, a training run that "
+            "diverged), or the pixels, or numbers left the range of float16: then try dtype=torch.bfloat16.",
+        )
+        return scores
 
 
 class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
@@ -111,15 +135,63 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
         if isinstance(module, DeltaVLMModel):  # InstructBLIP leaves them at zero, from where they could not part
             init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        As in Transformers; with the LoRA adapter that the language model was saved with, if it has one. New weights
+        where the files have none, or of another shape, are an error unless asked for: `ignore_mismatched_sizes=True`.
+
+        Raises:
+            OSError: if a file is missing.
+            ValueError: if files are damaged, of another model or do not go together.
+        """
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            if model.config.language_model_lora:
+                model._restore_lora()
+            return loaded
+        except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a damaged file makes its readers raise all kinds of errors
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(
+                f"{os.fspath(pretrained_model_name_or_path or 'The model')} cannot be loaded as a {cls.__name__}: "
+                f"{error if isinstance(error, ValueError) else reason}"
+            ) from error
+
+    def _restore_lora(self) -> None:
+        """Nothing, where there is no language model."""
+
+    @staticmethod
+    def _finalize_model_loading(model, load_config, loading_info):
+        if load_config.ignore_mismatched_sizes or load_config.pretrained_model_name_or_path is None:
+            return InstructBlipPreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        ways_out = (
+            "Give it the configuration and the weights that belong together; to go on with new weights in their "
+            "place, which must be trained, pass ignore_mismatched_sizes=True."
+        )
+        for name, found, expected in sorted(loading_info.mismatched_keys):
+            raise ValueError(
+                f"The weight {name} has shape {tuple(found)}, but the configuration asks for {tuple(expected)}. "
+                f"{ways_out}"
+            )
+        loading_info = InstructBlipPreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        if missing := sorted(loading_info.missing_keys):
+            raise ValueError(
+                f"{len(missing)} of the model's weights are not in its files, among them {missing[0]}. {ways_out}"
+            )
+        return loading_info
+
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
         sources = model.config.weight_sources
         if checkpoint_files:  # the commit, where they came from the Hub
             model.weights_revision = extract_commit_hash(str(checkpoint_files[0]), None)
-        if model.config.language_model_lora and checkpoint_files:
             with ExitStack() as stack:
-                weights = open_weights(checkpoint_files, stack)
-                model._lora_weights = {name: weight[...] for name, weight in weights.items() if IN_NAMES in name}
+                weights = open_weights(checkpoint_files, stack)  # which names the file that is damaged
+                if model.config.language_model_lora:
+                    model._lora_weights = {name: weight[...] for name, weight in weights.items() if IN_NAMES in name}
         if not sources or state_dict is not None:
             return InstructBlipPreTrainedModel._load_pretrained_model(
                 model, state_dict, checkpoint_files, load_config, expected_keys
@@ -167,7 +239,10 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
             only_trained (`bool`, *optional*, defaults to `True`): after [`keep_out_of_checkpoints`], leave those
                 weights out. With `False`, or where that was not called, everything is written.
 
+        The files are written apart and take the place of older ones when all are complete.
+
         Raises:
+            OSError: if the folder cannot be written to; what was there before is untouched.
             ValueError: if weights in 4-bit would have to be written, though the rest is trained in full precision, or
                 if the language model has another adapter than a single LoRA.
         """
@@ -187,8 +262,14 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
             state_dict = {without_adapter(name): tensor for name, tensor in tensors.items()}
         if whole:
             self._keys_to_ignore_on_save = self.config.weight_sources = None
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", os.path.basename(save_directory))
         try:
-            return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+            if not is_main_process or kwargs.get("distributed_checkpoint"):  # writes nothing, or together with others
+                super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+            else:
+                with replacing(save_directory) as partial:
+                    super().save_pretrained(partial, is_main_process, state_dict, **kwargs)
         finally:
             self._keys_to_ignore_on_save, self.config.weight_sources = left_out, sources
 
@@ -262,6 +343,12 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
                 "`pixel_values` must be image pairs of shape (batch, 2, 3, height, width), before and after, as "
                 f"`DeltaVLMProcessor` makes them; got {tuple(pixel_values.shape)}."
             )
+        side = self.config.vision_config.image_size
+        if pixel_values.shape[-2:] != (side, side) and not interpolate_pos_encoding:  # the encoder would not notice
+            raise ValueError(
+                f"`pixel_values` have the size {tuple(pixel_values.shape[-2:])}, expected {(side, side)}: the "
+                "processor's `size` must be the model's, or pass interpolate_pos_encoding=True."
+            )
         vision_outputs = self.vision_model(
             pixel_values.flatten(0, 1),  # (B, 2, 3, H, W) -> (2B, 3, H, W)
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -299,7 +386,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             `torch.Tensor` of shape `(B, 2N, D)`: the pair features.
 
         Raises:
-            ValueError: if `pixel_values` is not made of pairs.
+            ValueError: if `pixel_values` is not made of pairs, or has another size than the model's.
         """
         pair_features = self._encode_pair(pixel_values, interpolate_pos_encoding)[1]
         if not torch.compiler.is_compiling():
@@ -351,6 +438,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             )
         if qformer_input_ids is None:
             raise ValueError("`qformer_input_ids` is missing: the Q-Former reads the instruction with the images.")
+        _check_ids(qformer_input_ids, self.config.qformer_config.vocab_size, "qformer_tokenizer")
         vision_outputs = None
         if vision_states is not None:
             pair_features = self._encode_vision_rest(vision_states, vision_states_block)
@@ -514,15 +602,6 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         self._language_model_inputs = set(inspect.signature(self.language_model.forward).parameters)
         self.post_init()
 
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in Transformers; with the LoRA adapter that the language model was saved with, if it has one."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if model.config.language_model_lora:
-            model._restore_lora()
-        return loaded
-
     def _restore_lora(self) -> None:
         # From here PEFT knows which kind of layer to put around a quantised one.
         self.language_model.is_loaded_in_4bit = getattr(self, "is_loaded_in_4bit", False)
@@ -554,8 +633,11 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
 
     def _embed(self, input_ids: torch.LongTensor) -> torch.Tensor:
         # The placeholder may lie outside the language model's vocabulary.
-        placeholders = input_ids == self.config.image_token_id
-        return self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
+        ids = input_ids.masked_fill(input_ids == self.config.image_token_id, 0)
+        embeddings = self.get_input_embeddings()
+        if ids.shape[1] > 1:  # one token is the model's own
+            _check_ids(ids, getattr(embeddings, "num_embeddings", math.inf), "tokenizer")  # an adapter hides it
+        return embeddings(ids)
 
     def _merge_change_tokens(
         self, input_ids: torch.LongTensor, inputs_embeds: torch.Tensor, change_tokens: torch.Tensor
@@ -735,6 +817,8 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         for processor in processors:
             if isinstance(processor, RepetitionPenaltyLogitsProcessor) and processor not in (logits_processor or []):
                 processor.prompt_ignore_length = input_ids_seq_length
+        if not generation_config.remove_invalid_values:
+            processors.insert(0, _RefuseInvalidScores())
         return processors
 
 

@@ -15,13 +15,14 @@ A weight is taken from the checkpoint if it is there, else from the first source
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 _FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
@@ -68,15 +69,34 @@ def open_weights(files: list[str], stack: ExitStack) -> dict[str, Any]:
     Args:
         files (`list[str]`): of one source.
         stack (`ExitStack`): closes them.
+
+    Raises:
+        ValueError: if a file is damaged or holds something else.
     """
     weights: dict[str, Any] = {}
     for file in files:
-        if file.endswith(".safetensors"):
+        if not file.endswith(".safetensors"):
+            weights.update(read_torch_file(file))
+            continue
+        try:
             opened = stack.enter_context(safe_open(file, framework="pt"))
-            weights.update({name: opened.get_slice(name) for name in opened.keys()})
-        else:
-            weights.update(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
+        except SafetensorError as error:
+            raise ValueError(f"{file} cannot be read as a file of weights, get it anew: {error}") from error
+        weights.update({name: opened.get_slice(name) for name in opened.keys()})
     return weights
+
+
+def read_torch_file(file: str | os.PathLike) -> Any:
+    """
+    What `torch.save` wrote, tensors and containers only. Nothing else is unpickled.
+
+    Raises:
+        ValueError: if the file is damaged or holds something else.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # a damaged file makes torch raise all kinds of errors
+        raise ValueError(f"{file} cannot be read as a file of weights, and nothing else is loaded: {error}") from error
 
 
 def digest(weights: Mapping[str, Any]) -> str:

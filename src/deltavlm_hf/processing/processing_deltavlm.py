@@ -1,9 +1,10 @@
 """Processor of DeltaVLM: image pairs, instructions and answers to tensors, and back."""
 
+import os
 import re
 from collections.abc import Sequence
 
-from transformers import BatchFeature
+from transformers import AutoTokenizer, BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import AddedToken
@@ -79,6 +80,12 @@ class DeltaVLMProcessor(ProcessorMixin):
         normalize_text: bool = False,
         chat_template: str | None = None,
     ):
+        for name, value, least in (
+            ("num_query_tokens", num_query_tokens, 1),
+            ("qformer_max_length", qformer_max_length, 3),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
         if tokenizer.pad_token_id is None:
             raise ValueError("The language model's tokenizer has no padding token: set `tokenizer.pad_token` first.")
         if IMAGE_TOKEN not in tokenizer.get_vocab():
@@ -92,6 +99,37 @@ class DeltaVLMProcessor(ProcessorMixin):
         self.qformer_max_length = qformer_max_length
         self.normalize_text = normalize_text
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        As in Transformers.
+
+        Raises:
+            OSError: if a file is missing.
+            ValueError: if files are damaged or of another model.
+        """
+        try:
+            processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            for name in ("tokenizer", "qformer_tokenizer"):
+                tokenizer = getattr(processor, name)
+                if set(tokenizer.get_vocab().values()) <= tokenizer.added_tokens_decoder.keys():
+                    raise ValueError(f"the vocabulary of `{name}` is missing")  # transformers goes on without
+            processor(text="", history=[("", "")])  # whether tokenizers and chat template can be used at all
+            return processor
+        except (OSError, ImportError, MemoryError):
+            raise
+        except Exception as error:  # a damaged file makes its readers raise all kinds of errors
+            raise ValueError(
+                f"{os.fspath(pretrained_model_name_or_path)} cannot be loaded as a {cls.__name__}: one of its files "
+                f"is damaged or of another model ({type(error).__name__}: {error})"
+            ) from error
+
+    @classmethod
+    def _load_tokenizer_from_pretrained(cls, name, pretrained_model_name_or_path, subfolder="", **kwargs):
+        # Where the Q-Former's tokenizer cannot be read, transformers would give it the language model's.
+        folder = subfolder if name == "tokenizer" else os.path.join(subfolder, name)
+        return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=folder, **kwargs)
 
     def __call__(
         self,
