@@ -11,6 +11,7 @@ tokens of the Q-Former, L tokens of the language model.
 
 import inspect
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -85,6 +86,13 @@ def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
     ends_sequence = padding.flip(-1).cumprod(-1).flip(-1).bool()
     skipped = (padding & ~ends_sequence).cumsum(-1)
     return (torch.arange(attention_mask.shape[-1], device=attention_mask.device) - skipped).clamp(min=0)
+
+
+def _check(condition: torch.Tensor, message: Callable[[], str]) -> None:
+    if torch.compiler.is_compiling():  # where reading the condition, as below, would break the graph
+        torch._assert_async(condition, "Image placeholders and change tokens do not match.")
+    else:
+        torch_compilable_check(condition, message)
 
 
 def _rest_frozen_parts(module: nn.Module) -> None:
@@ -529,7 +537,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
     ) -> torch.Tensor:
         placeholders = input_ids == self.config.image_token_id  # (B, L)
         counts = placeholders.sum(-1)
-        torch_compilable_check(
+        _check(
             (counts == change_tokens.shape[1]).all() & (counts.shape[0] == change_tokens.shape[0]),
             lambda: (
                 f"Image placeholders and change tokens do not match: the prompts hold {counts.tolist()} placeholders "
@@ -614,7 +622,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
                 inputs_embeds = self._merge_change_tokens(input_ids, inputs_embeds, features.pooler_output)
             elif input_ids.shape[1] > 1:  # one token is a decoding step, whose images are in the cache
                 placeholders = (input_ids == self.config.image_token_id).sum()
-                torch_compilable_check(
+                _check(
                     (placeholders == 0) | (past_key_values is not None and past_key_values.get_seq_length() > 0),
                     lambda: f"The prompts hold {placeholders} image placeholders, but there are 0 images.",
                 )
