@@ -1,8 +1,9 @@
 # Everything happens in .venv, which the first target that needs it creates.
-.PHONY: help demo test tiny style quality
+.PHONY: help demo test tiny style quality lock audit
 
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 
 # Without a GPU, this release of torch: a CPU build of it is enough. Where your index's default build is one for GPUs,
 # which is far larger, name another: make demo TORCH="torch==2.13.0+cpu".
@@ -29,16 +30,26 @@ quality: .venv/.installed-dev  ## check style and types, change nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+lock: .venv/.torch  ## take the newest versions that setup.cfg allows, and keep them in constraints.txt
+	$(BIN)/python -m pip install --upgrade --upgrade-strategy eager "$(TORCH)" --editable ".[dev]"
+	$(BIN)/python -m pip freeze --exclude-editable --exclude setuptools \
+		| grep --invert-match --extended-regexp '^(torch|triton|nvidia-|cuda-)' > constraints.txt
+
+# An environment of its own, for what pip-audit needs is not in the lock. What cannot be audited is an error (--strict).
+audit:  ## ask which versions in constraints.txt are known to be vulnerable
+	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install pip-audit; }
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
 # torch goes first: what depends on it would otherwise bring a build of its own choice.
 .venv/.torch:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install "$(TORCH)"
+	$(BIN)/python -c "import torch" 2>/dev/null || $(INSTALL) "$(TORCH)"
 	touch $@
 
-.venv/.installed: .venv/.torch pyproject.toml setup.cfg
-	$(BIN)/python -m pip install --editable .
+.venv/.installed: .venv/.torch pyproject.toml setup.cfg constraints.txt
+	$(INSTALL) --editable .
 	touch $@
 
-.venv/.installed-dev: .venv/.torch pyproject.toml setup.cfg
-	$(BIN)/python -m pip install --editable ".[dev]"
+.venv/.installed-dev: .venv/.torch pyproject.toml setup.cfg constraints.txt
+	$(INSTALL) --editable ".[dev]"
 	touch $@ .venv/.installed

@@ -185,6 +185,13 @@ class TestApi:
         with pytest.raises(AppError, match="20000 x 4000 pixels"):
             client.predict(handle_file(str(tmp_path / "wide.png")), handle_file(str(pair[1])), "?", api_name="/ask")
 
+    @pytest.mark.parametrize("size, status", [(31, 200), (33, 413)])
+    def test_too_large_a_file(self, address, size, status):
+        sent = httpx.post(
+            f"{address}/gradio_api/upload", files={"files": ("x.png", bytes(size << 20))}, timeout=SECONDS
+        )
+        assert sent.status_code == status
+
     @pytest.mark.parametrize("question, message", [("  ", "Type a question"), ("x" * 1001, "at most 1000 characters")])
     def test_questions_that_are_none(self, address, pair, question, message):
         client = Client(address, verbose=False)

@@ -73,6 +73,7 @@ GOOD = {
         ({"image": ["A/x.png"]}, r"'image' must list the paths of two images, got \['A/x.png'\]"),
         ({"image": ["../secret.png", "B/x.png"]}, "image paths must lie below the folder of images, got '../secret"),
         ({"image": ["/etc/x.png", "B/x.png"]}, "must lie below the folder of images"),
+        ({"image": ["C:/x.png", "B/x.png"]}, "must lie below the folder of images"),
         ({"image": ["A/a::b.png", "B/x.png"]}, "must not have '::' in them"),
         ({"conversations": GOOD["conversations"][:1]}, "'conversations' must list questions with their answers"),
         ({"conversations": GOOD["conversations"][::-1]}, "message 0 must have 'from': 'human'"),

@@ -180,6 +180,7 @@ def test_cached_vision_states_teach_the_same(without_dropout, plain, tmp_path, d
             "`freeze` has unknown fields vision; known are",
         ),
         ("training: {}", "`output_dir` is missing"),
+        ("training: {output_dir: out, hub_token: hf_x}", "which would be kept with the model"),
         ("- 1", "must be a YAML mapping"),
         ("training: [", "is no YAML"),
         (

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import ijson
@@ -177,7 +177,8 @@ def check_path(path: Any) -> str:
     """A path as records have it; RecordError for anything else."""
     if not isinstance(path, str) or not path:
         raise RecordError(f"expected the path of an image, got {_shorten(path)}")
-    if "\\" in path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+    posix = PurePosixPath(path)
+    if "\\" in path or PureWindowsPath(path).drive or posix.is_absolute() or ".." in posix.parts:
         raise RecordError(f"image paths must lie below the folder of images, got {_shorten(path)}")
     if "::" in path:
         raise RecordError(

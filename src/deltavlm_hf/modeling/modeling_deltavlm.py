@@ -13,6 +13,7 @@ import inspect
 import math
 import os
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -97,6 +98,13 @@ def _check_ids(ids: torch.Tensor, vocabulary: float, tokenizer: str) -> None:
             f"Token {ids.max()} is not in the model's vocabulary of {vocabulary}: the processor's `{tokenizer}` is "
             "another model's."
         )
+
+
+def _check(condition: torch.Tensor, message: Callable[[], str]) -> None:
+    if torch.compiler.is_compiling():  # where reading the condition, as below, would break the graph
+        torch._assert_async(condition, "Image placeholders and change tokens do not match.")
+    else:
+        torch_compilable_check(condition, message)
 
 
 def _rest_frozen_parts(module: nn.Module) -> None:
@@ -644,7 +652,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
     ) -> torch.Tensor:
         placeholders = input_ids == self.config.image_token_id  # (B, L)
         counts = placeholders.sum(-1)
-        torch_compilable_check(
+        _check(
             (counts == change_tokens.shape[1]).all() & (counts.shape[0] == change_tokens.shape[0]),
             lambda: (
                 f"Image placeholders and change tokens do not match: the prompts hold {counts.tolist()} placeholders "
@@ -731,7 +739,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
                 inputs_embeds = self._merge_change_tokens(input_ids, inputs_embeds, features.pooler_output)
             elif input_ids.shape[1] > 1:  # one token is a decoding step, whose images are in the cache
                 placeholders = (input_ids == self.config.image_token_id).sum()
-                torch_compilable_check(
+                _check(
                     (placeholders == 0) | (past_key_values is not None and past_key_values.get_seq_length() > 0),
                     lambda: f"The prompts hold {placeholders} image placeholders, but there are 0 images.",
                 )

@@ -154,9 +154,14 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
         `Path`: the output folder.
 
     Raises:
-        ValueError: if the settings do not go together.
+        ValueError: if the settings do not go together, or hold a token.
     """
     settings = dict(run.training)
+    if settings.get("hub_token"):
+        raise ValueError(
+            "`training` has a `hub_token`, which would be kept with the model, and published with it. Take it out: "
+            "`hf auth login` or the variable HF_TOKEN serve as well."
+        )
     if not run.data.validates:
         settings = {"eval_strategy": "no", "load_best_model_at_end": False, **settings}
     args = DeltaVLMTrainingArguments(**settings)
