@@ -3,9 +3,10 @@ Speed, as ratios of two ways that take turns in one process.
 
     python benchmarks/speed.py --output docs/benchmarks
 
-writes `speed.json` and `speed.md` there; `--only dialogue` runs one group. Each figure is the ratio of median times.
-Beside it stands what arithmetic and memory traffic allow at these sizes on this machine: the same ratio from
-`deltavlm_hf.cost`, with the arithmetic and bandwidth that this machine reached a moment before.
+writes `speed.json` and `speed.md` there; `--only dialogue` runs one group, and leaves the figures of the others that
+are there. Each figure is the ratio of median times. Beside it stands what arithmetic and memory traffic allow at these
+sizes on this machine: the same ratio from `deltavlm_hf.cost`, with the arithmetic and bandwidth that this machine
+reached a moment before.
 
 The model keeps the paper's proportions: widths divided by one factor, depths as they are (39 vision blocks, 12
 Q-Former layers, 32 layers of the language model). Weights are random; answers are words, of a fixed number. Compared
@@ -594,16 +595,25 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for speed.json and speed.md")
     args = parser.parse_args()
     bench = Bench(args.factor, args.rounds)
+    found = setting(bench, " ".join(["python", *sys.argv]))
+    results: dict[str, list[dict[str, Any]]] = {}
+    file = args.output and args.output / "speed.json"
+    if file and file.exists() and args.only:
+        earlier = json.loads(file.read_text())
+        if any(earlier[key] != found[key] for key in ("versions", "sizes")):
+            parser.error(f"{file} has figures of other versions or sizes: measure all groups again.")
+        found, results = {key: earlier[key] for key in found}, earlier["results"]
     for group in GROUPS:
         if not args.only or group.__name__ in args.only:
+            bench.results = results[group.__name__] = []
             group(bench)
-    found = setting(bench, " ".join(["python", *sys.argv]))
-    if args.output:
+    text = table(found, [row for group in GROUPS for row in results.get(group.__name__, ())])
+    if file:
         args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "speed.json").write_text(json.dumps({**found, "results": bench.results}, indent=1) + "\n")
-        (args.output / "speed.md").write_text(table(found, bench.results))
+        file.write_text(json.dumps({**found, "results": results}, indent=1) + "\n")
+        file.with_suffix(".md").write_text(text)
     else:
-        print(table(found, bench.results))
+        print(text)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from .modeling.weight_sources import fingerprint
 from .processing import DeltaVLMProcessor
 from .processing.processing_deltavlm import Turn
 
+_PAIRS_AT_ONCE = 8  # these keep an accelerator busy; more outgrow the caches of a CPU
+
 
 def answer(
     model: DeltaVLMForConditionalGeneration,
@@ -102,7 +104,10 @@ def encode(
     """Pair features `(P, 2N, D)`."""
     pixel_values = processor(images=list(pairs), return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
-        return model.encode_pair(pixel_values.to(model.device, model.dtype))
+        features = [
+            model.encode_pair(some.to(model.device, model.dtype)) for some in pixel_values.split(_PAIRS_AT_ONCE)
+        ]
+    return torch.cat(features) if len(features) > 1 else features[0]  # which knows the weights that made it
 
 
 class ChangeSession:
