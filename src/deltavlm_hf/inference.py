@@ -62,10 +62,10 @@ def ask_pairs(
     Args:
         model ([`DeltaVLMForConditionalGeneration`]): on any device.
         processor ([`DeltaVLMProcessor`]): the model's.
-        pairs (`Iterable`): image pairs, before and after, of all that [`DeltaVLMImageProcessor`] takes. They are
-            fetched `batch_size` at a time.
+        pairs (`Iterable`): image pairs, before and after, of all that [`DeltaVLMImageProcessor`] takes. They may
+            be made as they are fetched.
         questions (`Sequence[str]`): the questions.
-        batch_size (`int`, *optional*, defaults to 32): pairs encoded at once, and questions answered at once.
+        batch_size (`int`, *optional*, defaults to 32): pairs fetched at once, and questions answered at once.
         generate_kwargs: for `generate`, beside the model's own defaults.
 
     Yields:
