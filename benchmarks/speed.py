@@ -110,11 +110,9 @@ class Bench:
         )
         self.model = DeltaVLMForConditionalGeneration(self.config).eval()
         self.card = self._measure_machine()
-        words = [text.startswith("Ġ") and text[1:].isalpha() for text in self._vocabulary()]
-        self.no_words = [number for number, is_word in enumerate(words) if not is_word]
-
-    def _vocabulary(self) -> list[str]:
-        return self.processor.tokenizer.convert_ids_to_tokens(list(range(len(self.processor.tokenizer))))
+        vocabulary = self.processor.tokenizer.get_vocab()
+        words = [text for text in vocabulary if text.startswith("Ġ") and text[1:].isalpha()]
+        self.no_words = sorted(set(vocabulary.values()) - {vocabulary[word] for word in words})
 
     def greedy(self, tokens: int) -> dict[str, Any]:
         """For `generate`: so many tokens, each a word, which stays one token in the history of a dialogue."""
@@ -155,12 +153,9 @@ class Bench:
         return inputs["input_ids"].shape[1] - 32, inputs["qformer_input_ids"].shape[1]
 
     def their_answers(self, pixel_values, questions, histories=None, **kwargs) -> list[str]:
-        """The authors' way: each date through the vision encoder by itself, again for every call."""
-        model = self.model
-        with torch.inference_mode():
-            before, after = (model.vision_model(pixel_values[:, date]).last_hidden_state for date in (0, 1))
-            pair_features = model.difference(before, after)
-        return answer(model, self.processor, questions, histories, pair_features=pair_features, **kwargs)
+        """The authors' way: the images are encoded again for every call."""
+        pair_features = encode_apart(self.model, pixel_values)
+        return answer(self.model, self.processor, questions, histories, pair_features=pair_features, **kwargs)
 
     def our_answers(self, pixel_values, questions, **kwargs) -> list[str]:
         with torch.inference_mode():
@@ -208,6 +203,13 @@ def seconds(run: Callable) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def encode_apart(model: DeltaVLMModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Pair features as the authors make them: a call of the vision encoder for each date."""
+    before, after = (model.vision_model(pixel_values[:, date]).last_hidden_state for date in (0, 1))
+    return model.difference(before, after)
 
 
 def one_question(bench: Bench) -> None:
@@ -350,9 +352,8 @@ def full_size_eyes(bench: Bench) -> None:
     @torch.inference_mode()
     def again_for_each() -> None:
         for number in range(len(QUESTIONS)):
-            before, after = (model.vision_model(pixel_values[:, date]).last_hidden_state for date in (0, 1))
             one = {name: value[number : number + 1] for name, value in instructions.items()}
-            model(**one, pair_features=model.difference(before, after))
+            model(**one, pair_features=encode_apart(model, pixel_values))
 
     @torch.inference_mode()
     def once() -> None:
@@ -394,41 +395,37 @@ def training_step(bench: Bench, full_vocabulary: int) -> None:
     labels = input_ids.masked_fill(torch.arange(128) < 112, -100)  # the last 16 tokens are the answer
     inputs = {"input_ids": input_ids, "labels": labels, "qformer_input_ids": torch.randint(3, 1000, (4, 32))}
     inputs["qformer_input_ids"] %= len(bench.processor.qformer_tokenizer)
-    computed = {"pixel_values": pixel_values}
     cached = {"vision_states": states, "vision_states_block": blocks}
+    plain, cache = "images encoded, all logits", "cached vision states"
+    both = f"{cache}, logits of answers"
     answers = {"logits_to_keep": torch.arange(111, 127)}
+    ways = {plain: {"pixel_values": pixel_values}, cache: cached, both: {**cached, **answers}}
 
-    def step(**more) -> Callable:
-        def run() -> None:
-            model.zero_grad()
-            model(**inputs, **more).loss.backward()
+    def loss(way: str) -> torch.Tensor:
+        model.zero_grad()
+        return model(**inputs, **ways[way]).loss
 
-        return run
+    def step(way: str) -> None:
+        loss(way).backward()
 
     flops = {}
     model.set_attn_implementation("eager")  # the fused kernels of a CPU are not counted
-    for name, more in (("plain", computed), ("cached", cached), ("both", {**cached, **answers})):
+    for way in ways:
         with FlopCounterMode(display=False) as counter:
-            step(**more)()
-        flops[name] = counter.get_total_flops()
+            step(way)
+        flops[way] = counter.get_total_flops()
     model.set_attn_implementation("sdpa")
     what = f"training step, vocabulary of {full_vocabulary:,}"
-    plain = ("images encoded, all logits", step(**computed))
-    cache = ("cached vision states", step(**cached))
-    bench.compare(what, plain, cache, same=False, aim=1.25, allowed=flops["plain"] / flops["cached"])
-    both = ("cached vision states, logits of answers", step(**cached, **answers))
-    bench.compare(what, plain, both, same=False, aim=1.25, allowed=flops["plain"] / flops["both"])
-    bench.compare(what, cache, both, same=False, allowed=flops["cached"] / flops["both"])
-    kept = {}
-    for name, more in (("plain", computed), ("cached", cached), ("both", {**cached, **answers})):
-        model.zero_grad()
-        kept[name] = bytes_for_backward(lambda more=more: model(**inputs, **more).loss)
+    for slow, fast, aim in ((plain, cache, 1.25), (plain, both, 1.25), (cache, both, None)):
+        runs = [(way, partial(step, way)) for way in (slow, fast)]
+        bench.compare(what, *runs, same=False, aim=aim, allowed=flops[slow] / flops[fast])
+    kept = {way: bytes_for_backward(partial(loss, way)) for way in ways}
     what = f"memory kept for the backward pass, vocabulary of {full_vocabulary:,}"
-    bench.note(what, plain[0], both[0], kept["plain"] / kept["both"])
-    bench.note(what, cache[0], both[0], kept["cached"] / kept["both"])
+    bench.note(what, plain, both, kept[plain] / kept[both])
+    bench.note(what, cache, both, kept[cache] / kept[both])
     model.requires_grad_(True)
-    everything = bytes_for_backward(lambda: model(**inputs, **computed).loss)
-    bench.note(what, "nothing frozen", "frozen as in the recipe", everything / kept["plain"])
+    everything = bytes_for_backward(partial(loss, plain))
+    bench.note(what, "nothing frozen", "frozen as in the recipe", everything / kept[plain])
 
 
 def bytes_for_backward(forward: Callable[[], torch.Tensor]) -> int:
@@ -505,15 +502,9 @@ def importing(bench: Bench) -> None:
             "from transformers import InstructBlipForConditionalGeneration, InstructBlipProcessor",
         ),
     ]
-    for ours, theirs in pairs:
-        times: dict[str, list[float]] = {ours: [], theirs: []}
-        for _ in range(bench.rounds + 1):
-            for line in (ours, theirs):
-                child = partial(subprocess.run, [sys.executable, "-c", line], check=True)
-                times[line].append(seconds(child))
-        medians = {line: statistics.median(values[1:]) for line, values in times.items()}
-        ratio = medians[ours] / medians[theirs]
-        bench.note("importing (smaller is better)", f"`{ours}`", f"`{theirs}`", ratio, aim=1.5)
+    for lines in pairs:
+        runs = [(f"`{line}`", partial(subprocess.run, [sys.executable, "-c", line], check=True)) for line in lines]
+        bench.compare("importing (smaller is better)", *runs, same=False, aim=1.5)
 
 
 GROUPS = (one_question, dialogue, many_questions, training, loading, importing, full_size_eyes)

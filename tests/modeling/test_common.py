@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from generating import answer_ids
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, DynamicCache, GPT2Config, StaticCache
 
@@ -18,11 +19,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def parameters_of(model) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def answers_of(model, inputs: dict, **kwargs) -> list[list[int]]:
-    ids = model.generate(**inputs, **{"max_new_tokens": 6, "do_sample": False, **kwargs})
-    return ids[:, inputs["input_ids"].shape[1] :].tolist()
 
 
 def second_row(inputs: dict) -> dict:
@@ -89,7 +85,7 @@ class TestResizedEmbeddings:
         assert not any(info.values())
         assert (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight) == tied
         assert loaded(**inputs).logits.equal(after)
-        assert answers_of(loaded, inputs) == answers_of(model, inputs)
+        assert answer_ids(loaded, inputs) == answer_ids(model, inputs)
 
     def test_what_is_added_learns(self, small_model, small_inputs):
         small_model.resize_token_embeddings(70)
@@ -126,7 +122,7 @@ class TestGeneration:
     @pytest.mark.parametrize("beams", [1, 3])
     def test_caches_give_the_same_answers(self, beams, small_model, small_inputs):
         text_config = small_model.config.text_config
-        expected = answers_of(small_model, small_inputs, num_beams=beams)
+        expected = answer_ids(small_model, small_inputs, num_beams=beams)
         caches = [
             {"cache_implementation": "dynamic"},
             {"cache_implementation": "static"},
@@ -135,13 +131,13 @@ class TestGeneration:
             {"past_key_values": StaticCache(config=text_config, max_cache_len=32)},
         ]
         for cache in caches:
-            assert answers_of(small_model, small_inputs, num_beams=beams, **cache) == expected, cache
+            assert answer_ids(small_model, small_inputs, num_beams=beams, **cache) == expected, cache
 
     def test_beam_sampling_is_seeded(self, small_model, small_inputs):
         samples = []
         for seed in (0, 0, 1):
             torch.manual_seed(seed)
-            samples.append(answers_of(small_model, small_inputs, do_sample=True, num_beams=3, temperature=2.0))
+            samples.append(answer_ids(small_model, small_inputs, do_sample=True, num_beams=3, temperature=2.0))
         assert samples[0] == samples[1] != samples[2]
 
     def test_several_threads_on_one_model(self, small_model, small_inputs):
@@ -150,7 +146,7 @@ class TestGeneration:
         def work(number: int) -> list[list[int]]:
             input_ids = torch.where(prompts < 60, (prompts + 7 * number) % 60, prompts)
             inputs = {**small_inputs, "input_ids": input_ids, "pixel_values": number * images}
-            return answers_of(small_model, inputs, num_beams=1 + number % 2)
+            return answer_ids(small_model, inputs, num_beams=1 + number % 2)
 
         images, prompts = small_inputs["pixel_values"], small_inputs["input_ids"]
         expected = [work(number) for number in range(8)]
@@ -190,7 +186,7 @@ class TestPickling:
 
     def test_model(self, small_model, small_inputs):
         copy = pickle.loads(pickle.dumps(small_model))
-        assert answers_of(copy, small_inputs) == answers_of(small_model, small_inputs)
+        assert answer_ids(copy, small_inputs) == answer_ids(small_model, small_inputs)
 
     def test_config(self, small_config):
         config = small_config(spatial_position_codes=True)
@@ -218,7 +214,7 @@ def test_placed_by_size_with_the_rest_on_disk(small_model, small_inputs, tmp_pat
     )
     places = set(loaded.hf_device_map.values())
     assert "disk" in places and "cpu" in places
-    assert answers_of(loaded, small_inputs) == answers_of(small_model, small_inputs)
+    assert answer_ids(loaded, small_inputs) == answer_ids(small_model, small_inputs)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

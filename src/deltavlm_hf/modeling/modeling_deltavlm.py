@@ -162,10 +162,10 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
         except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a damaged file makes its readers raise all kinds of errors
-            reason = f"{type(error).__name__}: {error}"
+            reason = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise ValueError(
-                f"{os.fspath(pretrained_model_name_or_path or 'The model')} cannot be loaded as a {cls.__name__}: "
-                f"{error if isinstance(error, ValueError) else reason}"
+                f"{os.fspath(pretrained_model_name_or_path or 'The model')} cannot be loaded as a "
+                f"{cls.__name__}: {reason}"
             ) from error
 
     def _restore_lora(self) -> None:
