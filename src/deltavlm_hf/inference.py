@@ -9,6 +9,7 @@ from transformers.image_utils import ImageInput
 from transformers.utils import ModelOutput
 
 from .modeling import DeltaVLMForConditionalGeneration
+from .modeling.cache_name import CACHE
 from .modeling.modeling_deltavlm import DeltaVLMExplanation
 from .modeling.weight_sources import fingerprint
 from .processing import DeltaVLMProcessor
@@ -214,12 +215,12 @@ class ChangeSession:
         outputs = self.model.generate(
             input_ids=ids,
             attention_mask=inputs["attention_mask"],
-            past_key_values=cache,
             return_dict_in_generate=True,
+            **{CACHE: cache},
             **images,
             **{"num_beams": 1, **generate_kwargs},
         )
-        self._read = (outputs.sequences[0], outputs.past_key_values)
+        self._read = (outputs.sequences[0], outputs[CACHE])
         reply = outputs.sequences[:, ids.shape[1] :]
         return self.processor.batch_decode(reply, skip_special_tokens=True)[0].strip()
 

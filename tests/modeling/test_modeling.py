@@ -254,7 +254,9 @@ class TestGenerate:
         per_row = len(batch) // 2
         for row in range(2):
             rows = {name: value[row : row + 1] for name, value in small_inputs.items()}
-            assert answer_ids(small_model, rows, **kwargs) == batch[row * per_row : (row + 1) * per_row]
+            single = answer_ids(small_model, rows, **kwargs)
+            padded = [ids + [60] * (len(batch[0]) - len(ids)) for ids in single]  # where the other row goes on longer
+            assert padded == batch[row * per_row : (row + 1) * per_row]
 
     def test_sampling_is_seeded(self, small_model, small_inputs):
         samples = []

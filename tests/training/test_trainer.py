@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 
+from deltavlm_hf import DeltaVLMForConditionalGeneration
 from deltavlm_hf.data import PairCollator
 from deltavlm_hf.training import DeltaVLMTrainer, DeltaVLMTrainingArguments, TrainingRows, freeze
 
@@ -55,6 +57,63 @@ def test_evaluation_gives_all_logits(trainers, batch):
     assert step(ours, batch)[2] == batch["input_ids"].shape[1]
 
 
-def test_label_smoothing_reads_all_logits(trainers, batch):
+def smoothed_loss(logits: torch.Tensor, labels: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """By the book: each position's target is the next token, mixed with the mean over the vocabulary."""
+    logits, targets = logits[:, :-1], labels[:, 1:]
+    logits, targets = logits[targets != -100], targets[targets != -100]
+    return torch.nn.functional.cross_entropy(logits.float(), targets, label_smoothing=epsilon)
+
+
+class Subclass(DeltaVLMForConditionalGeneration):
+    pass
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("kind", ["package", "subclass", "peft"])
+def test_label_smoothing_smooths_the_next_token(kind, mode, trainers, batch):
+    """Not the token itself, and not for some classes only: in the stock `Trainer` and ours."""
     ours, stock = trainers(label_smoothing_factor=0.1)
-    torch.testing.assert_close(step(ours, batch)[0], step(stock, batch)[0])
+    for trainer in (stock,) if kind == "peft" else (ours, stock):
+        model = trainer.model
+        getattr(model, mode)()
+        if kind == "subclass":
+            model.__class__ = Subclass
+        if kind == "peft":
+            model = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+            getattr(model, mode)()
+        with torch.no_grad():
+            torch.manual_seed(0)  # the same dropout
+            expected = smoothed_loss(model(**batch).logits, batch["labels"], 0.1)
+            torch.manual_seed(0)
+            loss = trainer.compute_loss(model, dict(batch))
+        torch.testing.assert_close(loss, expected)
+
+
+def test_label_smoothing_in_evaluation(trainers, rows, tiny_processor):
+    """Through `evaluate`: the shipped model knows the answers, so the loss is that of smoothing them, not 10."""
+    for trainer in trainers(label_smoothing_factor=0.1):
+        loss = trainer.evaluate(rows)["eval_loss"]
+        batch = PairCollator(tiny_processor)([rows[index] for index in range(len(rows))])
+        with torch.no_grad():
+            expected = smoothed_loss(trainer.model(**batch).logits, batch["labels"], 0.1)
+        assert loss == pytest.approx(expected.item(), rel=0.05)  # a mean of batches' means
+
+
+def test_shift_labels_of_the_caller(trainers, batch):
+    """As context and sequence parallelism give them, with `labels` or without."""
+    ours, stock = trainers()
+    shifted = torch.nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
+    shifted[:, shifted.shape[1] // 2 :] = -100  # which `labels` would not say
+    shifted[:, shifted.shape[1] // 2 - 1] = 7
+    for trainer in (ours, stock):
+        trainer.model.eval()
+        for given in ({**batch, "shift_labels": shifted}, {**dict(batch), "shift_labels": shifted, "labels": None}):
+            with torch.no_grad():
+                outputs = trainer.model(**given)
+            expected = torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), shifted.flatten())
+            torch.testing.assert_close(outputs.loss, expected)
+        trainer.model.train()
+        torch.manual_seed(0)
+        loss = trainer.compute_loss(trainer.model, {**batch, "shift_labels": shifted})
+        torch.manual_seed(0)
+        torch.testing.assert_close(loss, trainer.model(**batch, shift_labels=shifted).loss)

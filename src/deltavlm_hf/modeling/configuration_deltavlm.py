@@ -55,7 +55,14 @@ class DeltaVLMConfig(PreTrainedConfig):
     """
 
     model_type = "deltavlm"
-    keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states", "vision_outputs", "qformer_outputs"]
+    keys_to_ignore_at_inference = [
+        "cache",
+        "past_key_values",
+        "image_hidden_states",
+        "image_outputs",
+        "vision_outputs",
+        "qformer_outputs",
+    ]
     sub_configs_defaults = {
         "vision_config": InstructBlipVisionConfig,
         "qformer_config": InstructBlipQFormerConfig,

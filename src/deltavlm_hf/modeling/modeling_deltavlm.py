@@ -32,17 +32,22 @@ from transformers import (
 from transformers import initialization as init
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.instructblip.modeling_instructblip import BaseModelOutputWithVisionQformerOutputs
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, is_tracing, torch_compilable_check
 from transformers.utils.hub import extract_commit_hash
 
+from .cache_name import CACHE, named_by_transformers
 from .configuration_deltavlm import DeltaVLMConfig
 from .csrm import Concatenation, CrossSemanticRelationMeasuring
 from .lora import IN_NAMES, lora_settings, make_lora_config, without_adapter
 from .saving import replacing
 from .spatial_codes import sincos_2d
-from .weight_sources import add_missing, fingerprint, open_weights
+from .weight_sources import DOWNLOAD, add_missing, fingerprint, open_weights
+
+# `Trainer` shifts labels under label smoothing for the classes that are named here, and for no others.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[DeltaVLMConfig.model_type] = "DeltaVLMForConditionalGeneration"
 
 _EXPLAINING = threading.Lock()
 _MODULE = __name__.rpartition(".")[2]  # this file, as a saved folder's `auto_map` names it
@@ -56,16 +61,22 @@ class DeltaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*): next-token loss, when `labels` are given.
         logits (`torch.FloatTensor` of shape `(B, L, vocab_size)`): scores of the language model.
-        past_key_values (`Cache`, *optional*): the language model's cache.
+        cache (`Cache`, *optional*): the language model's cache; `past_key_values` before Transformers 5.24.
         hidden_states, attentions (*optional*): the language model's, on request.
         image_hidden_states (`torch.FloatTensor` of shape `(B, Q, d_llm)`, *optional*): the change tokens.
+        image_outputs (`BaseModelOutputWithVisionQformerOutputs`, *optional*): what
+            [`~DeltaVLMModel.get_image_features`] gave.
         vision_outputs (`ModelOutput`, *optional*): of the vision encoder, on `(2B, ...)`: before, after, before, ...
         qformer_outputs (`ModelOutput`, *optional*): of the Q-Former; `cross_attentions` on request.
     """
 
     image_hidden_states: torch.FloatTensor | None = None
+    image_outputs: BaseModelOutputWithVisionQformerOutputs | None = None
     vision_outputs: ModelOutput | None = None
     qformer_outputs: ModelOutput | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 @dataclass
@@ -152,6 +163,8 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
         Raises:
             OSError: if a file is missing.
             ValueError: if files are damaged, of another model or do not go together.
+
+        Errors of the call itself, such as an unknown argument, are those of Transformers.
         """
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -162,11 +175,25 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
         except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a damaged file makes its readers raise all kinds of errors
+            if not isinstance(error, ValueError) and cls._can_be_built(pretrained_model_name_or_path, **kwargs):
+                raise  # then it is not the files
             reason = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise ValueError(
                 f"{os.fspath(pretrained_model_name_or_path or 'The model')} cannot be loaded as a "
                 f"{cls.__name__}: {reason}"
             ) from error
+
+    @classmethod
+    def _can_be_built(cls, pretrained_model_name_or_path, **kwargs) -> bool:
+        """Whether a folder's settings, without what the caller adds to them, are those of a model."""
+        where = {name: kwargs[name] for name in (*DOWNLOAD, "revision", "subfolder") if name in kwargs}
+        try:
+            config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **where)
+            with torch.device("meta"):
+                cls(config)
+        except Exception:
+            return False
+        return True
 
     def _restore_lora(self) -> None:
         """Nothing, where there is no language model."""
@@ -303,6 +330,10 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
 
     def __init__(self, config: DeltaVLMConfig):
         super().__init__(config)
+        self._add_parts(config)
+        self.post_init()
+
+    def _add_parts(self, config: DeltaVLMConfig) -> None:
         vision_width = config.vision_config.hidden_size
         self.vision_model = InstructBlipVisionModel._from_config(config.vision_config)
         self.vision_model.post_layernorm.eps = config.post_layernorm_eps
@@ -313,7 +344,6 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
         self.qformer = InstructBlipQFormerModel._from_config(config.qformer_config)
         self.language_projection = nn.Linear(config.qformer_config.hidden_size, config.text_config.hidden_size)
-        self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.qformer.get_input_embeddings()
@@ -430,7 +460,8 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
 
         Returns:
             `BaseModelOutputWithVisionQformerOutputs`: `pooler_output` are the change tokens `(B, Q, d_llm)`,
-            `last_hidden_state` the pair features `(B, 2N, D)`; `vision_outputs` and `qformer_outputs` in full.
+            `last_hidden_state` the pair features `(B, 2N, D)`; `vision_outputs` and `qformer_outputs` in full. On
+            request, `hidden_states` and `attentions` are the vision encoder's, of `(2B, ...)`: before, after, ...
 
         Raises:
             ValueError: unless exactly one of `pixel_values`, `pair_features` and `vision_states` is given, without
@@ -473,6 +504,8 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         return BaseModelOutputWithVisionQformerOutputs(
             last_hidden_state=pair_features,
             pooler_output=self.language_projection(queries),  # (B, Q, d_llm)
+            hidden_states=None if vision_outputs is None else vision_outputs.hidden_states,
+            attentions=None if vision_outputs is None else vision_outputs.attentions,
             vision_outputs=vision_outputs,
             qformer_outputs=qformer_outputs,
         )
@@ -604,11 +637,10 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
     }
     _keys_to_ignore_on_load_unexpected = [r"\.lora_"]
 
-    def __init__(self, config: DeltaVLMConfig):
-        super().__init__(config)
+    def _add_parts(self, config: DeltaVLMConfig) -> None:
+        super()._add_parts(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self._language_model_inputs = set(inspect.signature(self.language_model.forward).parameters)
-        self.post_init()
 
     def _restore_lora(self) -> None:
         # From here PEFT knows which kind of layer to put around a quantised one.
@@ -623,6 +655,10 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
             )
         self.load_state_dict(weights, strict=False)
         self.language_model.requires_grad_(False).eval()  # what is added is in training mode
+
+    def _get_name(self) -> str:
+        # Of a subclass too, such as FSDP makes: `Trainer` looks it up, see MODEL_FOR_CAUSAL_LM_MAPPING_NAMES above.
+        return DeltaVLMForConditionalGeneration.__name__
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -665,6 +701,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         return inputs_embeds.masked_scatter(placeholders.unsqueeze(-1).to(inputs_embeds.device), change_tokens)
 
     @can_return_tuple
+    @named_by_transformers
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -674,7 +711,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         pair_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -694,7 +731,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
                 `pixel_values`, see [`~DeltaVLMModel.encode_pair`].
             attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 0 at padding, which may be on either side.
             position_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): by default padding takes no position.
-            past_key_values (`Cache`, *optional*): the language model's cache.
+            cache (`Cache`, *optional*): the language model's cache; `past_key_values` is the same.
             inputs_embeds (`torch.Tensor` of shape `(B, L, d_llm)`, *optional*): in place of `input_ids`, with the
                 change tokens already in them; images are refused beside it.
             labels (`torch.LongTensor` of shape `(B, L)`, *optional*): -100 where nothing is to be learned.
@@ -707,6 +744,8 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
             vision_states_block (`int`, *optional*, defaults to 0).
             mm_encoder_outputs (`dict[str, ModelOutput]`, *optional*): `{"image": get_image_features(...)}`, in place
                 of the images.
+            kwargs: for the language model; and `shift_labels` `(B, L)`, in place of `labels`, what each position is
+                to predict: where a sequence is split among devices, its part does not hold the next token.
 
         Raises:
             ValueError: if placeholders and change tokens differ in number, or inputs contradict each other.
@@ -740,30 +779,32 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
             elif input_ids.shape[1] > 1:  # one token is a decoding step, whose images are in the cache
                 placeholders = (input_ids == self.config.image_token_id).sum()
                 _check(
-                    (placeholders == 0) | (past_key_values is not None and past_key_values.get_seq_length() > 0),
+                    (placeholders == 0) | (cache is not None and cache.get_seq_length() > 0),
                     lambda: f"The prompts hold {placeholders} image placeholders, but there are 0 images.",
                 )
-        if (
-            position_ids is None
-            and past_key_values is None
-            and attention_mask is not None
-            and attention_mask.ndim == 2
-        ):
-            position_ids = _positions(attention_mask)
+        length = inputs_embeds.shape[1]
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            # A mask of these tokens alone says nothing of what a cache holds before them.
+            if attention_mask.shape[1] > length or cache is None or cache.get_seq_length() == 0:
+                position_ids = _positions(attention_mask)[:, -length:]
 
-        loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch",) if key in kwargs}
+        # Not among the parameters: `Trainer` asks a batch for every label that it finds there.
+        shift_labels = kwargs.pop("shift_labels", None)
+        loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch", "ignore_index") if key in kwargs}
         optional = {"position_ids": position_ids, "logits_to_keep": logits_to_keep}
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             return_dict=True,
+            **{CACHE: cache},
             **{key: value for key, value in optional.items() if key in self._language_model_inputs},
             **kwargs,
         )
         loss = None
-        if labels is not None:
-            targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # a position predicts the one after it
+        if labels is not None or shift_labels is not None:
+            targets = shift_labels
+            if targets is None:  # a position predicts the one after it
+                targets = nn.functional.pad(labels, (0, 1), value=loss_kwargs.get("ignore_index", -100))[:, 1:]
             if "logits_to_keep" in self._language_model_inputs:
                 kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
                 targets = targets[:, kept]
@@ -777,12 +818,13 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         return DeltaVLMCausalLMOutputWithPast(
             loss=loss,
             logits=outputs.logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=None if features is None else features.pooler_output,
+            image_outputs=features,
             vision_outputs=None if features is None else features.vision_outputs,
             qformer_outputs=None if features is None else features.qformer_outputs,
+            **{CACHE: outputs[CACHE] if CACHE in outputs else None},
         )
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> dict:
@@ -796,16 +838,17 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
             model_kwargs["mm_encoder_outputs"] = {key: type(value)(**value) for key, value in outputs.items()}
         return super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
 
+    @named_by_transformers
     def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, inputs_embeds=None, is_first_iteration=False, **kwargs
+        self, input_ids, cache=None, inputs_embeds=None, is_first_iteration=False, **kwargs
     ):
         # An assistant's prefill does not count as a first iteration, but it needs the images as well.
-        is_prefill = past_key_values is not None and past_key_values.get_seq_length() == 0
+        is_prefill = cache is not None and cache.get_seq_length() == 0
         return super().prepare_inputs_for_generation(
             input_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration or is_prefill,
+            **{CACHE: cache},
             **kwargs,
         )
 

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 _FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
-_DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
+DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 
 
 def find_files(
@@ -45,7 +45,7 @@ def find_files(
         OSError: if there are none.
     """
     name, revision = source["name_or_path"], source.get("revision")
-    options = {key: value for key, value in download_kwargs.items() if key in _DOWNLOAD and value is not None}
+    options = {key: value for key, value in download_kwargs.items() if key in DOWNLOAD and value is not None}
     missing = None
     for file in _FILES:
         try:

@@ -65,7 +65,7 @@ class DeltaVLMTrainer(Trainer):
         """As in [`Trainer`]; the same loss from the logits of those positions that predict a label in some row."""
         # A loss of the user's own expects all logits; `DataParallel` would split the positions among devices.
         plain = self.compute_loss_func is None and self.label_smoother is None and self.args.n_gpu <= 1
-        if model.training and plain and "labels" in inputs:
+        if model.training and plain and "labels" in inputs and "shift_labels" not in inputs:
             predicting = (inputs["labels"][:, 1:] != IGNORE_INDEX).any(0)
             inputs = {**inputs, "logits_to_keep": predicting.nonzero().squeeze(1)}
         return super().compute_loss(model, inputs, *args, **kwargs)
