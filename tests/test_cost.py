@@ -7,6 +7,7 @@ from transformers import GPT2Config, LlamaConfig
 
 from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration
 from deltavlm_hf.cost import Card, Part, cost_table, estimate_cost
+from deltavlm_hf.modeling.cache_name import CACHE
 
 
 def counted(function) -> int:
@@ -50,18 +51,18 @@ def test_flops_are_those_that_torch_counts(small_config, difference, key_value_h
     assert parts[3].flops == counted(lambda: model.language_model(inputs_embeds=prompt, logits_to_keep=1))
 
     def decode():
-        cache = model.language_model(inputs_embeds=prompt, logits_to_keep=1).past_key_values
+        cache = model.language_model(inputs_embeds=prompt, logits_to_keep=1)[CACHE]
         for _ in range(answer - 1):
-            model.language_model(inputs_embeds=prompt[:, :1], past_key_values=cache, logits_to_keep=1)
+            model.language_model(inputs_embeds=prompt[:, :1], **{CACHE: cache}, logits_to_keep=1)
 
     assert parts[3].flops + parts[4].flops == counted(decode)
 
     known = 6
     (rest,) = estimate_cost(config, questions=questions, text_tokens=words, known_tokens=known)[3:4]
     with torch.no_grad():
-        cache = model.language_model(inputs_embeds=prompt[:, :known]).past_key_values
+        cache = model.language_model(inputs_embeds=prompt[:, :known])[CACHE]
     assert rest.flops == counted(
-        lambda: model.language_model(inputs_embeds=prompt[:, known:], past_key_values=cache, logits_to_keep=1)
+        lambda: model.language_model(inputs_embeds=prompt[:, known:], **{CACHE: cache}, logits_to_keep=1)
     )
     kept = text.num_hidden_layers * 2 * text.hidden_size * key_value_heads // text.num_attention_heads
     assert rest.bytes == parts[3].bytes + 2 * questions * kept * known

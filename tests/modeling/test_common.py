@@ -1,5 +1,6 @@
 """What any model of Transformers does; what is not here, such as padding and attention, is in `test_modeling.py`."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -9,10 +10,11 @@ import pytest
 import torch
 from generating import answer_ids
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, DynamicCache, GPT2Config, StaticCache
+from transformers import AutoModelForImageTextToText, DynamicCache, GPT2Config, LlamaForCausalLM, StaticCache
 
-from deltavlm_hf import DeltaVLMForConditionalGeneration
+from deltavlm_hf import DeltaVLMForConditionalGeneration, DeltaVLMModel
 from deltavlm_hf.inference import answer
+from deltavlm_hf.modeling.cache_name import CACHE
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -110,6 +112,25 @@ class TestOutputs:
         logits, change_tokens, *_ = small_model(**small_inputs, use_cache=False, return_dict=False)
         assert logits.equal(outputs.logits) and change_tokens.equal(outputs.image_hidden_states)
 
+    @torch.inference_mode()
+    def test_of_the_images(self, small_config, small_inputs):
+        """What `get_image_features` gives is in the output; on request with the vision encoder's states on top."""
+        model = DeltaVLMForConditionalGeneration._from_config(small_config(), attn_implementation="eager").eval()
+        images = {name: value for name, value in small_inputs.items() if name.startswith(("pixel", "qformer"))}
+        features = model.get_image_features(**images, output_hidden_states=True, output_attentions=True)
+        assert [state.shape for state in features.hidden_states] == [(4, 17, 32)] * 3
+        assert [state.shape for state in features.attentions] == [(4, 4, 17, 17)] * 2
+        assert features.hidden_states[-1].equal(features.vision_outputs.hidden_states[-1])
+        assert model.get_image_features(**images).hidden_states is None
+        pair = {**images, "pixel_values": None, "pair_features": model.encode_pair(images["pixel_values"])}
+        assert model.get_image_features(**pair, output_hidden_states=True).hidden_states is None  # nothing was encoded
+        outputs = model(**small_inputs)
+        assert outputs.image_outputs.pooler_output.equal(features.pooler_output)
+        assert outputs.image_outputs.last_hidden_state.equal(features.last_hidden_state)
+        text = {name: value for name, value in small_inputs.items() if name not in images}
+        text["input_ids"] = text["input_ids"].masked_fill(text["input_ids"] == 61, 5)
+        assert model(**text).image_outputs is None
+
     def test_of_generation(self, small_config, small_inputs):
         model = DeltaVLMForConditionalGeneration._from_config(small_config(), attn_implementation="eager").eval()
         kept = dict.fromkeys(("return_dict_in_generate", "output_hidden_states", "output_attentions"), True)
@@ -127,8 +148,8 @@ class TestGeneration:
             {"cache_implementation": "dynamic"},
             {"cache_implementation": "static"},
             {"use_cache": False},
-            {"past_key_values": DynamicCache(config=text_config)},
-            {"past_key_values": StaticCache(config=text_config, max_cache_len=32)},
+            {CACHE: DynamicCache(config=text_config)},
+            {CACHE: StaticCache(config=text_config, max_cache_len=32)},
         ]
         for cache in caches:
             assert answer_ids(small_model, small_inputs, num_beams=beams, **cache) == expected, cache
@@ -215,6 +236,48 @@ def test_placed_by_size_with_the_rest_on_disk(small_model, small_inputs, tmp_pat
     places = set(loaded.hf_device_map.values())
     assert "disk" in places and "cpu" in places
     assert answer_ids(loaded, small_inputs) == answer_ids(small_model, small_inputs)
+
+
+@pytest.mark.parametrize("kind", [DeltaVLMForConditionalGeneration, DeltaVLMModel])
+def test_gradient_checkpointing_by_the_configuration(kind, small_config, small_inputs, tmp_path):
+    kind(small_config()).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "gradient_checkpointing": True}))
+    model = kind.from_pretrained(tmp_path, attn_implementation="eager").train()
+    assert model.is_gradient_checkpointing
+    if kind is DeltaVLMForConditionalGeneration:
+        labels = small_inputs["input_ids"].masked_fill(small_inputs["input_ids"] >= 60, -100)
+        model(**small_inputs, labels=labels).loss.backward()
+        assert model.query_tokens.grad.any()
+
+
+class TestErrorsOfTheCall:
+    """A mistake in the call is told as Transformers tells it of its own models, not as damage to the folder."""
+
+    @pytest.mark.parametrize(
+        ("options", "kind"),
+        [
+            ({"nonsense": 1}, TypeError),
+            ({"max_memory": 3, "device_map": "auto"}, TypeError),
+            ({"key_mapping": 3}, AttributeError),
+            ({"quantization_config": 3}, AttributeError),
+            ({"dtype": 3}, ValueError),
+            ({"attn_implementation": "nope"}, ValueError),
+        ],
+        ids=str,
+    )
+    def test_arguments(self, options, kind, small_model, tmp_path):
+        small_model.language_model.save_pretrained(tmp_path / "plain")
+        with pytest.raises(kind):
+            LlamaForCausalLM.from_pretrained(tmp_path / "plain", **options)
+        small_model.save_pretrained(tmp_path)
+        with pytest.raises(kind):
+            DeltaVLMForConditionalGeneration.from_pretrained(tmp_path, **options)
+
+    def test_meta_device(self, small_model, tmp_path):
+        small_model.save_pretrained(tmp_path)
+        with torch.device("meta"), pytest.raises(RuntimeError, match="meta device"):
+            DeltaVLMForConditionalGeneration.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -7,6 +7,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from transformers import CompileConfig, StaticCache
 
+from deltavlm_hf.modeling.cache_name import CACHE
+
 
 @pytest.fixture(autouse=True)
 def forget_what_was_compiled():
@@ -80,14 +82,14 @@ def test_compiled_training_has_the_same_gradients(small_config, small_model, sma
 @torch.no_grad()
 def test_a_decoding_step_is_one_graph(small_model, small_inputs):
     cache = StaticCache(config=small_model.config.text_config, max_cache_len=16)
-    small_model(**small_inputs, past_key_values=cache)
+    small_model(**small_inputs, **{CACHE: cache})
     mask = torch.nn.functional.pad(small_inputs["attention_mask"], (0, 1), value=1)
     step = {"input_ids": torch.tensor([[5], [6]]), "attention_mask": mask, "position_ids": torch.tensor([[7], [9]])}
-    found = torch._dynamo.explain(small_model)(**step, past_key_values=copy.deepcopy(cache))
+    found = torch._dynamo.explain(small_model)(**step, **{CACHE: copy.deepcopy(cache)})
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
     compiled = torch.compile(small_model, fullgraph=True, backend="eager")
-    actual = compiled(**step, past_key_values=copy.deepcopy(cache)).logits
-    torch.testing.assert_close(actual, small_model(**step, past_key_values=cache).logits)
+    actual = compiled(**step, **{CACHE: copy.deepcopy(cache)}).logits
+    torch.testing.assert_close(actual, small_model(**step, **{CACHE: cache}).logits)
 
 
 @pytest.mark.parametrize("form", ["images", "pair"])
