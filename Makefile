@@ -1,5 +1,5 @@
 # Everything happens in .venv, which the first target that needs it creates.
-.PHONY: help demo test tiny style quality lock audit
+.PHONY: help demo test test-lowest test-newest tiny style quality lock audit
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 TORCH ?= $(shell nvidia-smi >/dev/null 2>&1 && echo 'torch>=2.6' || echo 'torch==2.13.0')
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.installed  ## ask the model that ships with the package about a generated pair, write a picture of it
 	$(BIN)/deltavlm demo
@@ -53,3 +53,23 @@ audit:  ## ask which versions in constraints.txt are known to be vulnerable
 .venv/.installed-dev: .venv/.torch pyproject.toml setup.cfg constraints.txt
 	$(INSTALL) --editable ".[dev]"
 	touch $@ .venv/.installed
+
+# The bounds of setup.cfg, each with an environment of its own. Of torch the newest is the default build of the index,
+# or name another: make test-newest NEWEST_TORCH="torch==2.13.0". A machine's own constraints for pip are lifted.
+CORE := tests/modeling tests/processing tests/test_parity.py tests/test_inference.py tests/test_auto_classes.py \
+	tests/test_saved_folders.py tests/evaluation/test_answering.py tests/training/test_trainer.py \
+	tests/training/test_small_checkpoints.py
+NEWEST_TORCH ?= torch
+test-lowest: .venv-lowest/.installed  ## run the core tests with the lowest versions that setup.cfg allows
+	.venv-lowest/bin/python -m pytest -m "not slow" $(CORE)
+
+test-newest: .venv-newest/.installed  ## run the core tests with the newest versions there are, upper bounds lifted
+	.venv-newest/bin/python -m pytest -m "not slow" $(CORE)
+
+.venv-lowest/.installed .venv-newest/.installed: .venv-%/.installed: setup.cfg .ci/bounds.py
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	$(PYTHON) .ci/bounds.py $* > .venv-$*/requirements.txt
+	PIP_CONSTRAINT=/dev/null .venv-$*/bin/python -m pip install --upgrade --upgrade-strategy eager \
+		$(if $(filter newest,$*),"$(NEWEST_TORCH)") --requirement .venv-$*/requirements.txt
+	.venv-$*/bin/python -m pip install --no-deps --editable .
+	touch $@

@@ -231,6 +231,16 @@ class TestErrors:
         with pytest.raises(ValueError, match="3 image pairs for 2 instructions"):
             small_model(**without(small_inputs, "pixel_values"), pair_features=torch.zeros(3, 34, 32))
 
+    @pytest.mark.parametrize("images", ["pixel_values", "pair_features"])
+    def test_embeddings_beside_images(self, images, small_model, small_inputs):
+        """With as many embeddings as there are ids or not, nothing is left out in silence."""
+        given = {name: value for name, value in small_inputs.items() if name != "input_ids"}
+        if images == "pair_features":
+            given[images] = small_model.encode_pair(given.pop("pixel_values")).detach()
+        for call in (small_model, small_model.generate):
+            with pytest.raises(ValueError, match="must hold the change tokens already: give no images beside them"):
+                call(inputs_embeds=torch.zeros(2, 9, 32), **given)
+
     def test_prompt_given_twice(self, small_model, small_inputs):
         with pytest.raises(ValueError, match="`input_ids` or as `inputs_embeds`"):
             small_model(**small_inputs, inputs_embeds=torch.zeros(2, 9, 32))

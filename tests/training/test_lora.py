@@ -4,11 +4,15 @@ import json
 import subprocess
 import sys
 
+import peft
 import pytest
 import torch
+import transformers
+from packaging.version import parse
 from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from deltavlm_hf.quantization import four_bit_config
 from deltavlm_hf.training import (
@@ -20,6 +24,11 @@ from deltavlm_hf.training import (
     leave_out_frozen,
     merge_lora,
     trainable_table,
+)
+
+pytestmark = pytest.mark.skipif(
+    parse(peft.__version__) < parse(MIN_PEFT_VERSION),
+    reason=f"transformers {transformers.__version__} asks for PEFT {MIN_PEFT_VERSION}, this is {peft.__version__}",
 )
 
 POLICY = FreezePolicy(lora={"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1})

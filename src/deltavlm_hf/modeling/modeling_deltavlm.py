@@ -756,6 +756,8 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         features = (mm_encoder_outputs or {}).get("image")
         if has_images and features is not None:
             raise ValueError("Give the images as `pixel_values`, `pair_features` or `mm_encoder_outputs`: only one.")
+        if inputs_embeds is not None and (has_images or features is not None):
+            raise ValueError("`inputs_embeds` must hold the change tokens already: give no images beside them.")
         if has_images:
             captured = {key: kwargs[key] for key in ("output_attentions", "output_hidden_states") if key in kwargs}
             features = self.get_image_features(
@@ -769,9 +771,6 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
                 return_dict=True,
                 **captured,
             )
-        if inputs_embeds is not None and features is not None:
-            raise ValueError("`inputs_embeds` must hold the change tokens already: give no images beside them.")
-
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids)
             if features is not None:
