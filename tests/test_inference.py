@@ -65,7 +65,7 @@ class TestAskPairs:
     def test_answers_equal_plain_generation(self, batch_size, model, processor, pairs):
         three = [*pairs, pairs[0][::-1]]
         expected = [
-            [plain_answer(model, processor, pair, question, None) for question in self.QUESTIONS] for pair in three
+            [plain_answer(model, processor, pair, question, []) for question in self.QUESTIONS] for pair in three
         ]
         assert expected[0] != expected[1]
         assert (

@@ -193,7 +193,7 @@ class DeltaVLMProcessor(ProcessorMixin):
         self,
         images: ImageInput | None = None,
         text: str | list[str] | None = None,
-        history: Sequence[Turn] | Sequence[Sequence[Turn]] | None = None,
+        history: Sequence[Turn] | Sequence[Sequence[Turn] | None] | None = None,
         answers: str | list[str] | None = None,
         **kwargs: Unpack[DeltaVLMProcessorKwargs],
     ) -> BatchFeature:
@@ -334,16 +334,16 @@ class DeltaVLMProcessor(ProcessorMixin):
                 )
             # Tokenizing anew for each turn takes time that grows with the square of the dialogue: turns that cannot
             # hold as many tokens as there are too many go together.
-            sizes = sizes or self._most_tokens(turns)
+            sizes = sizes or self._most_tokens(turns, normalize)
             freed = dropped = 0
             while dropped < len(turns) and freed < excess:
                 freed += sizes[dropped]
                 dropped += 1
             turns, sizes = turns[dropped:], sizes[dropped:]
 
-    def _most_tokens(self, turns: Sequence[Turn]) -> list[int]:
+    def _most_tokens(self, turns: Sequence[Turn], normalize) -> list[int]:
         """For each turn no fewer tokens than a prompt has for it, where tokens may reach across its ends."""
-        alone = [self._flatten([turn], "") for turn in turns]
+        alone = [normalize(self._flatten([turn], "")) for turn in turns]
         ids = self.tokenizer(alone, split_special_tokens=True, verbose=False)["input_ids"]
         return [max(len(text.encode()), len(row)) for text, row in zip(alone, ids, strict=True)]
 
