@@ -222,7 +222,7 @@ def _name_pair(number: int, error: Exception) -> Exception:
 
 def _pixels(processor: DeltaVLMProcessor, pair: Any) -> torch.Tensor:
     """Of one pair: `(1, 2, 3, H, W)`."""
-    pixel_values = processor(images=pair, return_tensors="pt")["pixel_values"]
+    pixel_values = processor.image_processor(pair, return_tensors="pt")["pixel_values"]
     if len(pixel_values) != 1:
         raise ValueError(f"expected one pair of images, got {len(pixel_values)} pairs")
     return pixel_values
