@@ -48,7 +48,7 @@ def main() -> None:
     for kind, question in kinds.items():
         rows = []
         for index, scene in enumerate(scenes):
-            inputs = processor(images=(scene.before, scene.after), text=question, return_tensors="pt")
+            inputs = processor(images=(scene.before, scene.after), text=question, history=[], return_tensors="pt")
             maps = model.explain(**inputs)
             heat = maps.change[0] if kind == "change" else maps.attention[0].sum(0)
             rows.append((*measure(heat, masks[index]), *measure(heat, masks[index - 1])))

@@ -149,6 +149,7 @@ class Bench:
 
     def lengths(self, questions: list[str], histories: list | None = None) -> tuple[int, int]:
         """Tokens of the longest prompt without placeholders, and of the longest instruction."""
+        histories = histories or [[] for _ in questions]
         inputs = self.processor(text=questions, history=histories, padding=True, return_tensors="pt")
         return inputs["input_ids"].shape[1] - 32, inputs["qformer_input_ids"].shape[1]
 
@@ -219,7 +220,7 @@ def one_question(bench: Bench) -> None:
     peer = InstructBlipForConditionalGeneration(
         InstructBlipConfig(**parts, num_query_tokens=32, image_token_index=bench.processor.image_token_id)
     ).eval()
-    inputs = bench.processor(images=bench.images(1), text=QUESTIONS[:1], return_tensors="pt")
+    inputs = bench.processor(images=bench.images(1), text=QUESTIONS[:1], history=[[]], return_tensors="pt")
     pixel_values = inputs["pixel_values"]
     wide = {**inputs, "pixel_values": torch.cat([pixel_values[:, 0], pixel_values[:, 1]], dim=-1)}
     two = {name: value.expand(2, *value.shape[1:]) for name, value in inputs.items()}

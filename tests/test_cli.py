@@ -1,12 +1,16 @@
 """The command line, as a user meets it: real processes, real files, the model that ships with the package."""
 
+import base64
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +46,31 @@ def images(tmp_path_factory):
 def test_ask(images):
     done = deltavlm("ask", *images, BINARY)
     assert (done.returncode, done.stdout) == (0, "yes\n"), done.stderr
+
+
+@pytest.fixture(scope="module")
+def addresses(images):
+    """The pair from a server on this machine."""
+    handler = partial(SimpleHTTPRequestHandler, directory=images[0].parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield [f"http://127.0.0.1:{server.server_port}/{path.name}" for path in images]
+        server.shutdown()
+
+
+def test_images_by_address(images, addresses, capsys):
+    """All that the processor takes as text."""
+    data = [f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" for path in images]
+    for pair in (addresses, data, (images[0], addresses[1])):
+        assert main(["ask", *map(str, pair), BINARY, "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["answer"] == "yes" and [said["before"], said["after"]] == [str(image) for image in pair]
+
+
+def test_an_address_without_an_image(images, addresses, capsys):
+    assert main(["ask", str(images[0]), f"{addresses[1]}.gone", BINARY, "--model", "nowhere"]) == 1
+    _, error, said = capsys.readouterr().err.partition("deltavlm: error: ")
+    assert error and "pair 1, after image: cannot load 'http://127.0.0.1" in said and len(said.splitlines()) == 1
 
 
 def test_ask_of_an_unchanged_pair(images):
@@ -93,7 +122,8 @@ def test_demo(tmp_path):
     [
         ([], 2, "usage: deltavlm"),
         (["ask", "a.png", "b.png"], 2, "QUESTION"),
-        (["ask", "nowhere.png", "b.png", "What?"], 1, "deltavlm: error: nowhere.png is not a file"),
+        (["ask", "nowhere.png", "b.png", "What?"], 1, "pair 1, before image: no such file"),
+        (["chat", "nowhere.png", "b.png", "--model", "nowhere"], 1, "pair 1, before image: no such file"),
         (["demo", "--max-new-tokens", "0"], 2, "must be an integer of at least 1, got '0'"),
         (["demo", "--max-new-tokens", "many"], 2, "must be an integer of at least 1, got 'many'"),
         (["demo", "--device", "cuda"], 1, "no CUDA device is available; use --device cpu"),

@@ -56,7 +56,7 @@ def expected(pair) -> str:
     """What the shipped model says of it."""
     model = AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
     processor = AutoProcessor.from_pretrained(deltavlm_hf.tiny())
-    inputs = processor(images=pair, text="What changed?", return_tensors="pt")
+    inputs = processor(images=pair, text="What changed?", history=[], return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=32)
     return processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
 
@@ -261,6 +261,29 @@ class TestCard:
         assert figures["captions, BLEU-4, protocol coco"] == round(report["caption"]["all"]["BLEU-4"], 4)
         assert figures["buildings, exact count"] == round(report["count"]["buildings"]["exact"], 4)
         assert all(f"| {result.metric_name} | {result.metric_value} |" in again.text for result in results)
+
+    @pytest.mark.parametrize(
+        ("data", "tasks", "limit", "kinds"),
+        [
+            ("generated, seeds from 0, 5 pairs", [], None, {"generated"}),
+            ("mine, test", [], None, {"other"}),
+            (
+                "hlwu/changechat-105k, test",
+                ["caption", "binary", "count", "grid", "open", "dialogue"],
+                None,
+                {"changechat"},
+            ),
+            ("hlwu/changechat-105k, test", ["count"], 3000, {"changechat", "other"}),
+        ],
+    )
+    def test_figures_are_those_of_the_data_set_if_of_the_whole(self, data, tasks, limit, kinds, tmp_path):
+        report = json.loads(REPORT.read_text())
+        report["settings"].update(data=data, limit=limit, questions="as in training, q: ...")
+        (tmp_path / "report.json").write_text(json.dumps({**report, "published_tasks": tasks}))
+        card = Publication(deltavlm_hf.tiny(), REPO, tmp_path / "report.json").card
+        assert {result.dataset_type for result in card.data.eval_results} == kinds
+        assert (f"on {data}, its first 3000 records;" in card.text) == (limit is not None)
+        assert "questions: as in training, q: ..." in card.text and "GPT-4o" not in card.text
 
     def test_without_a_report_there_are_no_figures(self):
         card = Publication(deltavlm_hf.tiny(), REPO).card

@@ -21,7 +21,7 @@ import deltavlm_hf
 from deltavlm_hf import ChangeSession
 from deltavlm_hf.data.scenes import generate_scene
 from deltavlm_hf.overlay import draw_cells, overlay_heat
-from deltavlm_hf.web import TASKS, stream_answer
+from deltavlm_hf.web import TASKS, build, stream_answer
 
 SECONDS = 120  # for slow machines; time never fails a test before
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -197,6 +197,18 @@ class TestApi:
         client = Client(address, verbose=False)
         with pytest.raises(AppError, match=message):
             client.predict(*map(handle_file, map(str, pair)), question, api_name="/ask")
+
+
+def test_a_question_by_program_has_the_form_of_training(pair):
+    model = AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
+    processor = AutoProcessor.from_pretrained(deltavlm_hf.tiny())
+    read = []
+    model.register_forward_pre_hook(
+        lambda module, arguments, inputs: read.append(inputs["input_ids"][0]), with_kwargs=True
+    )
+    (ask,) = (each.fn for each in build(model, processor).fns.values() if each.api_name == "ask")
+    ask(*map(str, pair), " What changed? ")
+    assert processor.decode(read[0], skip_special_tokens=True) == "q: What changed?"
 
 
 def test_an_answer_ends_with_its_listener():

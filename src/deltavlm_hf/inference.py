@@ -1,7 +1,9 @@
 """Asking: the one place where answers are generated."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any, Literal
 
 import torch
 from transformers import Cache, DynamicCache, TextStreamer
@@ -15,6 +17,7 @@ from .modeling.weight_sources import fingerprint
 from .processing import DeltaVLMProcessor
 from .processing.processing_deltavlm import Turn
 
+_OUTPUTS = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
 _PAIRS_AT_ONCE = 8  # these keep an accelerator busy; more outgrow the caches of a CPU
 
 
@@ -22,88 +25,218 @@ def answer(
     model: DeltaVLMForConditionalGeneration,
     processor: DeltaVLMProcessor,
     questions: Sequence[str],
-    histories: Sequence[Sequence[Turn]] | None = None,
+    histories: Sequence[Sequence[Turn] | None] | None = None,
     images: ImageInput | None = None,
     **generate_kwargs,
 ) -> list[str]:
     """
-    Answers a batch of questions.
+    Answers a batch of questions, in the form that models are trained on: `q: <question>`.
 
     Args:
         model ([`DeltaVLMForConditionalGeneration`]): on any device.
         processor ([`DeltaVLMProcessor`]): the model's.
         questions (`Sequence[str]`): the questions.
-        histories (*optional*): the earlier turns for each question, see [`~DeltaVLMProcessor.__call__`].
+        histories (*optional*): the earlier turns for each question, by default none, see
+            [`~DeltaVLMProcessor.__call__`]. With None in place of its turns, a question is put as it stands.
         images (*optional*): a pair for each question, or one for all, in place of `pair_features=`.
-        generate_kwargs: for `generate`, beside the model's own defaults.
+        generate_kwargs: for `generate`, beside the model's own defaults. Each question has one answer, as text:
+            `num_return_sequences`, `return_dict_in_generate` and `output_...` belong to `generate` itself.
 
     Returns:
         `list[str]`: the answers, stripped of white space and special tokens.
+
+    Raises:
+        ValueError: if `questions` is a string, or for an option of `generate` that has no place here.
     """
-    inputs = processor(images=images, text=list(questions), history=histories, padding=True, return_tensors="pt")
+    questions = _as_questions(questions)
+    _check_options(model, generate_kwargs)
+    if len(questions) > 1 and generate_kwargs.get("streamer") is not None:
+        raise ValueError(f"A `streamer` follows one answer, got {len(questions)} questions: ask them one by one.")
+    histories = [[] for _ in questions] if histories is None else histories
+    inputs = processor(images=images, text=questions, history=histories, padding=True, return_tensors="pt")
     inputs = inputs.to(model.device, model.dtype)
     with torch.inference_mode():
-        ids = model.generate(**inputs, **generate_kwargs)
+        outputs = model.generate(**inputs, **generate_kwargs)
+    ids = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences  # as the model's own defaults say
     answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in answers]
+
+
+def _as_questions(questions: Sequence[str]) -> list[str]:
+    if isinstance(questions, str):
+        raise ValueError(f"Give a list of questions, got the string {questions!r:.60}.")
+    return list(questions)
+
+
+def _check_options(model: DeltaVLMForConditionalGeneration, options: dict[str, Any]) -> None:
+    """Refuses what `generate` would do beside or instead of one answer, as text, to each question."""
+    given = options.get("generation_config")
+
+    def option(name: str) -> Any:
+        return options[name] if name in options else getattr(given or model.generation_config, name, None)
+
+    if (option("num_return_sequences") or 1) > 1:
+        raise ValueError(
+            f"`num_return_sequences={option('num_return_sequences')}`: here each question has one answer. Ask several "
+            "times, or call `model.generate`."
+        )
+    for name in _OUTPUTS:
+        if options.get(name) or getattr(given, name, None):
+            raise ValueError(f"`{name}`: here answers are text alone. Call `model.generate` for what is beside them.")
+    if options.get("max_length") is not None:
+        raise ValueError(
+            "`max_length` would count the prompt with its placeholders: say `max_new_tokens`, the length of an answer."
+        )
+    if (option("guidance_scale") or 1) != 1 and (option("num_beams") or 1) > 1:
+        raise ValueError(
+            f"`guidance_scale` with {option('num_beams')} beams: Transformers loses track of which beam it guides. "
+            "Take num_beams=1."
+        )
 
 
 def ask_pairs(
     model: DeltaVLMForConditionalGeneration,
     processor: DeltaVLMProcessor,
-    pairs: Iterable[Sequence[ImageInput]],
+    pairs: Iterable[Sequence[ImageInput] | ImageInput],
     questions: Sequence[str],
     *,
     batch_size: int = 32,
+    on_error: Literal["raise", "yield"] = "raise",
     **generate_kwargs,
-) -> Iterator[list[str]]:
+) -> Iterator[list[str] | Exception]:
     """
     Asks the same questions of many pairs, each by itself. Every pair is encoded once, both dates in one call.
 
     Args:
         model ([`DeltaVLMForConditionalGeneration`]): on any device.
         processor ([`DeltaVLMProcessor`]): the model's.
-        pairs (`Iterable`): image pairs, before and after, of all that [`DeltaVLMImageProcessor`] takes. They may
-            be made as they are fetched.
+        pairs (`Iterable`): image pairs, before and after, of all that [`DeltaVLMImageProcessor`] takes as one pair:
+            two images, or an array or tensor `(2, ...)` of both. They may be made as they are fetched; an array
+            `(P, 2, ...)` is such an iterable.
         questions (`Sequence[str]`): the questions.
         batch_size (`int`, *optional*, defaults to 32): pairs fetched at once, and questions answered at once.
-        generate_kwargs: for `generate`, beside the model's own defaults.
+        on_error (`str`, *optional*, defaults to `"raise"`): what becomes of a pair that cannot be used or answered:
+            its error is raised, after the answers to the pairs before it; or, with `"yield"`, stands in the place of
+            its answers, and the others have theirs. An error of `pairs` itself, where the next one is fetched, is
+            always raised.
+        generate_kwargs: for `generate`, beside the model's own defaults, see [`answer`].
 
     Yields:
-        `list[str]`: for each pair, in order, the answers in the order of the questions.
+        `list[str]`: for each pair, in order, the answers in the order of the questions; with `on_error="yield"`, or an
+        `Exception`.
 
     Raises:
-        ValueError: if `questions` is a string, or if an image cannot be used, see [`DeltaVLMImageProcessor`]; all
-            earlier batches have been yielded by then.
+        ValueError: at once, if an argument cannot be; later if an image cannot be used, see
+            [`DeltaVLMImageProcessor`]. Messages number the pairs of the whole run, from 1.
     """
-    if isinstance(questions, str):
-        raise ValueError(f"Give a list of questions, got the string {questions!r:.60}.")
+    questions = _as_questions(questions)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"`batch_size` must be an integer of at least 1, got {batch_size!r}.")
+    if on_error not in ("raise", "yield"):
+        raise ValueError(f"`on_error` must be 'raise' or 'yield', got {on_error!r}.")
+    if generate_kwargs.get("streamer") is not None:
+        raise ValueError("A `streamer` follows one answer: `ChangeSession.ask(question, stream=...)` has that.")
+    _check_options(model, generate_kwargs)
+    if questions:
+        processor(text=questions, history=[[] for _ in questions])  # are they texts that fit?
+    try:
+        pairs = iter(pairs)
+    except TypeError as error:
+        raise ValueError(f"`pairs` must be an iterable of image pairs, got {type(pairs).__name__}.") from error
+    return _ask_pairs(model, processor, pairs, questions, batch_size, on_error == "raise", generate_kwargs)
+
+
+def _ask_pairs(model, processor, pairs, questions, batch_size, raises, options) -> Iterator[list[str] | Exception]:
+    done, failure = 0, None
+    while failure is None:
+        chunk: list[Any] = []
+        try:
+            for pair in islice(pairs, batch_size):
+                chunk.append(pair)
+        except Exception as error:  # in making the next pair; those before it come first
+            failure = error
+        for answers in _ask_chunk(model, processor, chunk, questions, batch_size, options):
+            done += 1
+            if isinstance(answers, Exception):
+                answers = _name_pair(done, answers)
+                if raises:
+                    raise answers
+            yield answers
+        if failure is None and len(chunk) < batch_size:
+            return
+    raise failure
+
+
+def _ask_chunk(model, processor, chunk, questions, batch_size, options) -> list[list[str] | Exception]:
+    """For each pair its answers, or why there are none."""
     # The same question, and questions of like length, share batches: little padding, answers that end together.
     order = sorted(range(len(questions)), key=lambda number: (len(questions[number]), questions[number]))
-    pairs = iter(pairs)
-    while chunk := list(islice(pairs, batch_size)):
-        pair_features = encode(model, processor, chunk)
-        answers = [[""] * len(questions) for _ in chunk]
-        rows = [(pair, question) for question in order for pair in range(len(chunk))]
-        for start in range(0, len(rows), batch_size):
-            which, asked = zip(*rows[start : start + batch_size], strict=True)
-            said = answer(
-                model,
-                processor,
-                [questions[question] for question in asked],
-                pair_features=pair_features[list(which)],
-                **generate_kwargs,
-            )
-            for pair, question, text in zip(which, asked, said, strict=True):
+    found: list[Any] = []  # for each pair its pixels, then its features; or an exception
+    for pair in chunk:
+        found += _each(lambda one: [_pixels(processor, *one)], [pair])
+    usable = [number for number, what in enumerate(found) if not isinstance(what, Exception)]
+    features = _each(lambda pixels: _encode(model, torch.cat(pixels)), [found[number] for number in usable])
+    for number, what in zip(usable, features, strict=True):
+        found[number] = what
+
+    def ask(rows: list[tuple[int, int]]) -> list[str]:
+        pair_features = torch.stack([found[pair] for pair, _ in rows])
+        asked = [questions[question] for _, question in rows]
+        return answer(model, processor, asked, pair_features=pair_features, **options)
+
+    answers = [[""] * len(questions) for _ in chunk]
+    rows = [(pair, question) for question in order for pair in usable]
+    for start in range(0, len(rows), batch_size):
+        batch = [row for row in rows[start : start + batch_size] if not isinstance(found[row[0]], Exception)]
+        for (pair, question), text in zip(batch, _each(ask, batch), strict=True):
+            if isinstance(text, Exception):
+                found[pair] = text
+            else:
                 answers[pair][question] = text
-        yield from answers
+    return [what if isinstance(what, Exception) else said for what, said in zip(found, answers, strict=True)]
+
+
+def _each(work: Callable[[list], Iterable], items: list) -> list:
+    """What `work` makes of each item, of all at once; or, where that fails, of each by itself, or its error."""
+    try:
+        return list(work(items)) if items else []
+    except Exception as error:
+        return [error] if len(items) == 1 else [what for item in items for what in _each(work, [item])]
+
+
+def _name_pair(number: int, error: Exception) -> Exception:
+    """The error with the pair's number in the whole run; to the processor each pair is the first."""
+
+    def named(text: str) -> str:
+        return f"pair {number}{text.removeprefix('pair 1') if text.startswith('pair 1') else f': {text}'}"
+
+    if isinstance(error, OSError) and error.errno is not None:
+        renamed: Exception = OSError(error.errno, named(error.strerror or ""), error.filename)
+    elif isinstance(error, ValueError):
+        renamed = ValueError(named(str(error)))
+    else:
+        error.add_note(f"pair {number}")
+        return error
+    renamed.__cause__ = error
+    return renamed
+
+
+def _pixels(processor: DeltaVLMProcessor, pair: Any) -> torch.Tensor:
+    """Of one pair: `(1, 2, 3, H, W)`."""
+    pixel_values = processor.image_processor(pair, return_tensors="pt")["pixel_values"]
+    if len(pixel_values) != 1:
+        raise ValueError(f"expected one pair of images, got {len(pixel_values)} pairs")
+    return pixel_values
 
 
 def encode(
     model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, pairs: Sequence[Sequence[ImageInput]]
 ) -> torch.Tensor:
     """Pair features `(P, 2N, D)`."""
-    pixel_values = processor(images=list(pairs), return_tensors="pt")["pixel_values"]
+    return _encode(model, processor(images=list(pairs), return_tensors="pt")["pixel_values"])
+
+
+def _encode(model: DeltaVLMForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         features = [
             model.encode_pair(some.to(model.device, model.dtype)) for some in pixel_values.split(_PAIRS_AT_ONCE)
@@ -156,19 +289,20 @@ class ChangeSession:
 
         Args:
             question (`str`): the question.
-            stream (*optional*): called with each piece of the answer as it comes.
-            generate_kwargs: for `generate`, beside the model's own defaults.
+            stream (*optional*): called with each piece of the answer as it comes. Not with beams.
+            generate_kwargs: for `generate`, beside the model's own defaults, see [`answer`].
 
         Returns:
             `str`: the answer.
+
+        Raises:
+            ValueError: for an option of `generate` that has no place here.
         """
         if stream is not None:
-            # Streaming shows tokens as they are chosen; beams choose at the end.
-            generate_kwargs = {
-                "num_beams": 1,
-                **generate_kwargs,
-                "streamer": _CallbackStreamer(self.processor, stream),
-            }
+            if generate_kwargs.get("streamer") is not None:
+                raise ValueError("Give `stream` or a `streamer`: only one of them.")
+            generate_kwargs = _without_beams(generate_kwargs, "`stream` shows tokens as they are chosen")
+            generate_kwargs["streamer"] = _CallbackStreamer(self.processor, stream)
         if self.fixed_change_tokens:
             reply = self._go_on(question, **generate_kwargs)
         else:
@@ -196,6 +330,11 @@ class ChangeSession:
     @torch.inference_mode()
     def _go_on(self, question: str, **generate_kwargs) -> str:
         """An answer with the first question's change tokens, reading only what the cache does not hold."""
+        _check_options(self.model, generate_kwargs)
+        for name in ("cache_implementation", "past_key_values", "assistant_model"):
+            if generate_kwargs.get(name) is not None:
+                raise ValueError(f"`{name}` does not go with `fixed_change_tokens`, which reads from its own cache.")
+        generate_kwargs = _without_beams(generate_kwargs, "`fixed_change_tokens` keeps the cache of one answer")
         inputs = self.processor(text=[question], history=[self.history], return_tensors="pt").to(self.model.device)
         ids = inputs["input_ids"]
         weights = fingerprint(self.model)
@@ -215,10 +354,9 @@ class ChangeSession:
         outputs = self.model.generate(
             input_ids=ids,
             attention_mask=inputs["attention_mask"],
-            return_dict_in_generate=True,
             **{CACHE: cache},
             **images,
-            **{"num_beams": 1, **generate_kwargs},
+            **_with_settings(generate_kwargs, return_dict_in_generate=True),
         )
         self._read = (outputs.sequences[0], outputs[CACHE])
         reply = outputs.sequences[:, ids.shape[1] :]
@@ -239,6 +377,21 @@ class ChangeSession:
     def _answer(self, questions: Sequence[str], histories: Sequence[Sequence[Turn]], **generate_kwargs) -> list[str]:
         pair_features = self.pair_features
         return answer(self.model, self.processor, questions, histories, pair_features=pair_features, **generate_kwargs)
+
+
+def _without_beams(options: dict[str, Any], reason: str) -> dict[str, Any]:
+    beams = options.get("num_beams") or getattr(options.get("generation_config"), "num_beams", None) or 1
+    if beams > 1:
+        raise ValueError(f"{reason}, and {beams} beams choose at the end: take num_beams=1.")
+    return _with_settings(options, num_beams=1)  # whatever the model's default is
+
+
+def _with_settings(options: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    if options.get("generation_config") is None:
+        return {**options, **settings}
+    config = copy.deepcopy(options["generation_config"])  # beside which `generate` warns of settings
+    config.update(**settings)
+    return {**options, "generation_config": config}
 
 
 class _CallbackStreamer(TextStreamer):

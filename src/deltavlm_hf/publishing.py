@@ -228,7 +228,8 @@ repo, revision = "{self.repo_id}", "main"  # a commit in place of "main" pins co
 model = AutoModelForImageTextToText.from_pretrained(repo, revision=revision, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(repo, revision=revision, trust_remote_code=True)
 
-inputs = processor(images=("before.png", "after.png"), text="What changed?", return_tensors="pt")
+# With history, empty at first, a question takes the form that the model was trained on.
+inputs = processor(images=("before.png", "after.png"), text="What changed?", history=[], return_tensors="pt")
 ids = model.generate(**inputs, max_new_tokens=64)
 print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)[0])
 ```
@@ -299,11 +300,13 @@ def _read_report(path: Path, names: set[str]) -> dict[str, Any]:
             f"{path} has figures of {', '.join(systems) or 'nothing'}, none of them this model, which `deltavlm "
             f"evaluate` would call {' or '.join(sorted(names))}: evaluate the folder that is to be published."
         )
-    return {"settings": settings, "results": systems[own[0]]}
+    published_tasks = report.get("published_tasks", ())
+    return {"settings": settings, "published_tasks": published_tasks, "results": systems[own[0]]}
 
 
 def _eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
     data = report["settings"]["data"]
+    kind = "generated" if data.startswith("generated") else "other"  # than the whole test split
     results = []
     for task, way, metric, name in FIGURES:
         value: Any = report["results"].get(task, {})
@@ -314,7 +317,7 @@ def _eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
             results.append(
                 EvalResult(
                     task_type=TASK,
-                    dataset_type="generated" if data.startswith("generated") else "changechat",
+                    dataset_type="changechat" if task in report["published_tasks"] else kind,
                     dataset_name=f"{data} ({task})",
                     dataset_config=task,
                     metric_type=metric,
@@ -329,11 +332,13 @@ def _figures(report: Mapping[str, Any] | None, results: Sequence[EvalResult]) ->
     if report is None:
         return "## Figures\n\nNone were measured."
     settings = report["settings"]
+    part = f", its first {settings['limit']} records" if settings.get("limit") else ""
+    questions = settings.get("questions", "verbatim")  # as they were before reports said so
     lines = [
         "## Figures",
         "",
-        f"Measured by `deltavlm evaluate` on {settings['data']}; history of dialogues: {settings.get('history')}. "
-        "Answers that do not parse count as wrong.",
+        f"Measured by `deltavlm evaluate` on {settings['data']}{part}; questions: {questions}; history of dialogues: "
+        f"{settings.get('history')}. Answers that do not parse count as wrong.",
         "",
         "| figure | value |",
         "|---|---:|",

@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
+from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainerState, TrainingArguments
 
 import deltavlm_hf
 from deltavlm_hf.data import PairCollator, load_generated
@@ -64,9 +64,57 @@ def test_answers_are_those_of_single_calls(model, processor, rows, answers):
         assert (entry["id"], entry["task"]) == (row["id"], row["task"])
         history: list = []
         for turn, said in zip(row["turns"], entry["answers"], strict=True):
-            histories = [history] if len(row["turns"]) > 1 else None
-            assert [said] == answer(model, processor, [turn["question"]], histories, [(row["before"], row["after"])])
+            assert [said] == answer(model, processor, [turn["question"]], [history], [(row["before"], row["after"])])
             history = [*history, (turn["question"], said)]
+
+
+class Listening(ModelAnswerer):
+    """Keeps what it is asked, and answers nothing."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.prompts: set[str] = set()
+
+    def answer(self, encoded, which, questions, histories):
+        inputs = self.processor(text=questions, history=histories)["input_ids"]
+        queries = self.processor.num_query_tokens
+        self.prompts |= {self.processor.decode(ids[queries:], skip_special_tokens=True) for ids in inputs}
+        return ["no"] * len(questions)
+
+
+def test_questions_have_the_form_of_training_or_none(model, processor, rows, tmp_path):
+    """As the collator makes them; verbatim only where it is asked for, and never in dialogues."""
+    trained, verbatim = Listening(model, processor), Listening(model, processor)
+    predict(trained, rows, tmp_path / "trained", {})
+    predict(verbatim, rows, tmp_path / "verbatim", {}, verbatim_questions=True)
+    single = {row["turns"][0]["question"] for row in rows if len(row["turns"]) == 1}
+    collator = PairCollator(processor)
+    learned = set()
+    for row in rows:
+        batch = collator([row | {"turns": row["turns"][:1]}])
+        asked = batch["input_ids"][0][batch["labels"][0] == -100][processor.num_query_tokens :]
+        learned.add(processor.decode(asked, skip_special_tokens=True))
+    assert learned < trained.prompts and {f"q: {question}" for question in single} <= learned
+    assert all(prompt.startswith("q: ") for prompt in trained.prompts)
+    assert verbatim.prompts - trained.prompts == single
+    with pytest.raises(ValueError, match="'verbatim_questions': True.* not .*'verbatim_questions': False"):
+        predict(trained, rows, tmp_path / "verbatim", {})
+
+
+def test_validation_during_training_asks_as_training_does(model, processor, rows, tmp_path):
+    said = []
+    hook = model.register_forward_pre_hook(
+        lambda module, arguments, inputs: said.extend(inputs["input_ids"].tolist()), with_kwargs=True
+    )
+    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none")
+    binary = rows.filter(lambda task: task == "binary", input_columns="task")
+    try:
+        state = TrainerState()
+        AnswerMetrics(processor, binary, max_new_tokens=2).on_evaluate(arguments, state, None, model, metrics={})
+    finally:
+        hook.remove()
+    asked = {processor.decode(ids, skip_special_tokens=True) for ids in said if len(ids) > 1}
+    assert asked == {f"q: {binary[0]['turns'][0]['question']}"}
 
 
 def test_each_pair_is_encoded_once(model, processor, rows, tmp_path):
@@ -159,7 +207,12 @@ def whole_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     done = subprocess.run([sys.executable, *evaluate_command(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "### Counting" in done.stdout and "published (arXiv 2507.22346)" in done.stdout
+    assert "### Counting" in done.stdout and "published (arXiv" not in done.stdout  # of other data
+    assert json.loads((folder / "report.json").read_text())["settings"]["questions"] == "as in training, q: ..."
+    again = subprocess.run(
+        [sys.executable, *evaluate_command(folder), "--verbatim-questions"], capture_output=True, text=True
+    )
+    assert again.returncode == 1 and "go on with the same settings or choose another folder" in again.stderr
     return folder
 
 

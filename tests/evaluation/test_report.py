@@ -4,13 +4,16 @@ import json
 import re
 from html.parser import HTMLParser
 
+import datasets
 import pytest
 
 from deltavlm_hf.data import TASKS, load_generated
-from deltavlm_hf.evaluation import evaluate_predictions, make_tables, published, write_report
+from deltavlm_hf.data.check import PUBLISHED
+from deltavlm_hf.evaluation import evaluate_predictions, make_tables, published, published_tasks, write_report
 from deltavlm_hf.evaluation.report import HERE
 
 SEED = 4_600_000
+SETTINGS = {"data": "generated", "tasks": ["caption", "open"], "limit": None, "generate": {"num_beams": 5}}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def report(rows, evaluated, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     systems = {name: results for name, (results, _) in evaluated.items()}
     _, cases = evaluated["useless"]
-    paths = write_report(folder, systems, cases, rows, title="A <test>", settings={"data": "generated"})
+    paths = write_report(folder, systems, cases, rows, title="A <test>", settings=SETTINGS)
     return {path.suffix: path.read_text() for path in paths}
 
 
@@ -124,8 +127,9 @@ def test_truths_that_cannot_be_read_are_left_out_and_told(rows, texts, right, tm
     assert results["count"]["samples"] == 7 and results["count"]["unreadable_truths"] == 1
     assert results["count"]["roads"]["exact"] == 1
     write_report(tmp_path, {"right": results}, cases, rows, title="t", settings={})
-    told = "- count: 7 samples; 1 left out: their right answer cannot be read"
-    assert told in (tmp_path / "report.md").read_text()
+    told = "count: 7 samples; 1 left out: their right answer cannot be read"
+    assert f"- {told}\n" in (tmp_path / "report.md").read_text()
+    assert f"<li>{told}</li>" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +147,8 @@ def test_predictions_of_other_rows_are_refused(texts, right, change, message):
 
 
 def test_tables_stand_beside_the_published_ones(evaluated):
-    tables = {table.title: table for table in make_tables({name: results for name, (results, _) in evaluated.items()})}
+    systems = {name: results for name, (results, _) in evaluated.items()}
+    tables = {table.title: table for table in make_tables(systems, TASKS)}
     yes_no = tables["Yes or no, asked"]
     assert [(name, source) for name, _, source in yes_no.rows] == [("useless", HERE), ("right", HERE)]
     for title, figures in (
@@ -162,6 +167,79 @@ def test_tables_stand_beside_the_published_ones(evaluated):
     assert "| right | 100.00 | 100.00 | 100.00 | 100.00 | 100.00 | 0 | measured here |" in lines
 
 
+@pytest.mark.parametrize("task", [None, "caption", "count", "grid", "open"])
+def test_each_tasks_published_rows_stand_alone(task, evaluated):
+    systems = {name: results for name, (results, _) in evaluated.items()}
+    tables = make_tables(systems, [] if task is None else [task])
+    having = [table.title for table in tables if any(source == published.SOURCE for _, _, source in table.rows)]
+    assert (
+        having
+        == {
+            None: [],
+            "caption": ["Captioning, all pairs (coco)", "Yes or no, read off the caption"],
+            "count": ["Counting"],
+            "grid": ["3x3 grid, roads", "3x3 grid, buildings"],
+            "open": ["Open questions, all pairs (coco)"],
+        }[task]
+    )
+    notes = " ".join(note for table in tables for note in table.notes)
+    assert ("The published" in notes) == (task in ("caption", "open"))
+
+
+def test_on_other_data_nothing_published_is_shown(report):
+    for text in report.values():
+        assert "GPT-4o" not in text and published.SOURCE not in text
+    assert json.loads(report[".json"])["published_tasks"] == []
+    assert "stand beside no others" in report[".md"]
+
+
+def official_rows(records: dict[str, int], split: str = "test") -> datasets.Dataset:
+    """As many records of each task, about as many pairs of LEVIR-CC as there are, in turn."""
+    tasks = [task for task, number in records.items() for _ in range(number)]
+    numbers = [index % 1929 + 1 for number in records.values() for index in range(number)]
+    paths = [f"images/{split}/A/{split}_{number:06}.png" for number in numbers]
+    rows = datasets.Dataset.from_dict({"task": tasks, "before": paths})
+    return rows.cast_column("before", datasets.Image())
+
+
+class TestWhatThePublishedFiguresCompareWith:
+    COUNTS = PUBLISHED["test"]
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        for name in ("train", "test", "test_binary", "test_count", "test_loc", "test_open", "test_dialog"):
+            (tmp_path / f"changechat_105k_{name}.json").write_text("[]")
+        return tmp_path
+
+    def test_the_whole_test_split(self, folder):
+        assert published_tasks(official_rows(self.COUNTS), folder, "test") == list(self.COUNTS)
+        few = official_rows({"count": 1929, "open": 7527})
+        assert published_tasks(few, folder, "test") == ["count", "open"]
+        assert published_tasks(few, folder / "changechat_105k_test_count.json", "test") == ["count", "open"]
+
+    @pytest.mark.parametrize(
+        ("rows", "split"),
+        [
+            (lambda rows: rows.select(range(100)), "test"),
+            (lambda rows: rows.select([*range(1928), 0]), "test"),  # one pair twice
+            (lambda rows: rows, "train"),
+            (lambda rows: rows, "test[:50%]"),
+            (lambda rows: official_rows({"caption": 1929}, "val"), "test"),
+        ],
+    )
+    def test_no_part_and_no_other_split(self, rows, split, folder):
+        assert published_tasks(rows(official_rows({"caption": 1929})), folder, split) == []
+
+    def test_a_task_that_is_cut_short(self, folder):
+        """As by `--limit`."""
+        rows = official_rows({**self.COUNTS, "open": 7526})
+        assert published_tasks(rows, folder, "test") == [task for task in self.COUNTS if task != "open"]
+
+    def test_annotations_of_ones_own_about_the_same_images(self, folder):
+        (folder / "changechat_105k_test_count.json").rename(folder / "mine_test_count.json")
+        assert published_tasks(official_rows({"count": 1929}), folder, "test") == []
+
+
 class Page(HTMLParser):
     """What a page loads, and what it shows."""
 
@@ -169,7 +247,12 @@ class Page(HTMLParser):
         super().__init__()
         self.loaded: list[str] = []
         self.tags: list[str] = []
+        self.shown: list[str] = []
         self.feed(text)
+
+    def handle_data(self, data):
+        if self.tags[-1:] != ["style"]:
+            self.shown.append(data)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -187,13 +270,23 @@ def test_page_needs_nothing_else_and_trusts_no_answer(report):
     assert all(f"Worst cases: {task}" in report[".html"] for task in TASKS)
 
 
+def test_the_page_shows_no_markdown(report, evaluated):
+    page = Page(report[".html"])
+    lines = [line for text in page.shown for line in text.splitlines()]
+    assert not [line for line in lines if re.match(r"\s*([-*#>] |\|)|```", line)]
+    texts = "\n".join(lines).partition("Worst cases")[0]  # where answers are shown as they were given
+    assert not re.search(r"`|\*\*|\]\(|\['", texts)
+    assert "pre" not in page.tags and {"ul", "li", "code"} <= set(page.tags)
+    assert "data: generated" in lines and "binary: 8 samples" in lines
+
+
 def test_machine_and_people_read_the_same_figures(report, evaluated):
     results, _ = evaluated["right"]
     saved = json.loads(report[".json"])["systems"]["right"]
     assert saved == json.loads(json.dumps(results))
     low, high = saved["caption"]["intervals"]["ROUGE-L"]
     assert low <= saved["caption"]["all"]["ROUGE-L"] <= high
-    assert "| right | 100.00 |" in report[".md"] and "published" in report[".md"]
+    assert "| right | 100.00 |" in report[".md"]
 
 
 def test_an_old_report_outlives_a_failed_one(report, rows, evaluated, tmp_path):

@@ -8,6 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import FIXTURES
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from deltavlm_hf import DeltaVLMProcessor
 from deltavlm_hf.processing.processing_deltavlm import normalize_text
@@ -177,6 +180,20 @@ class TestDialogue:
         assert inputs["input_ids"].shape[1] <= max_length
         assert prompt_of(processor, inputs).endswith("q: where?")
 
+    def test_the_time_grows_with_the_dialogue_and_not_with_its_square(self, processor, monkeypatch):
+        """Counts what is tokenized, which no other load on the machine changes."""
+        read = []
+        call = type(processor.tokenizer).__call__
+
+        def counting(tokenizer, text, *args, **kwargs):
+            read.append(sum(map(len, [text] if isinstance(text, str) else text)))
+            return call(tokenizer, text, *args, **kwargs)
+
+        monkeypatch.setattr(type(processor.tokenizer), "__call__", counting)
+        history = [(f"What changed in the field number {number}?", "nothing, but a road") for number in range(400)]
+        processor(text="Where?", history=history, max_length=120, **PLAIN)
+        assert sum(read) < 12 * sum(len(question) + len(answer) for question, answer in history)
+
     def test_a_limit_by_default(self, processor, model, caplog):
         """Without `max_length`, what the language model can read counts, with room for an answer."""
         history = [(f"What changed in the field number {number}?", "nothing at all") for number in range(60)]
@@ -189,6 +206,84 @@ class TestDialogue:
     def test_a_question_that_does_not_fit(self, processor):
         with pytest.raises(ValueError, match=r"text 2: \d+ tokens, but only 12 fit beside 8 image placeholders"):
             processor(text=["Why?", "why " * 40], max_length=20)
+
+
+def trained_tokenizer(model, pre_tokenizer, trainer, normalizer=None):
+    """A tokenizer that has seen little but dialogues: its tokens reach across the ends of turns."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizer
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    turns = ["q: yes a: no ", "q: what? a: a road ", "q: a: ", "q: aaaa a: abab "]
+    texts = [turn * number + last for turn in turns for number in range(1, 9) for last in ("q: ", "q: where?")]
+    tokenizer.train_from_iterator(texts, trainer)
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def tokenizers() -> dict:
+    special = ["<pad>", "<unk>", "<s>", "</s>"]
+    byte_level, alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), ByteLevel.alphabet()
+    bpe = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    unigram = trainers.UnigramTrainer(vocab_size=60, special_tokens=special, unk_token="<unk>", show_progress=False)
+    metaspace = pre_tokenizers.Metaspace(split=False)
+    return {
+        "BPE": trained_tokenizer(models.BPE(), byte_level, bpe),
+        "unigram": trained_tokenizer(models.Unigram(), metaspace, unigram, normalizers.NFKC()),
+    }
+
+
+@pytest.fixture(scope="module")
+def processors(processor):
+    parts = processor.image_processor, processor.qformer_tokenizer
+    made = {name: DeltaVLMProcessor(parts[0], each, parts[1], 4) for name, each in tokenizers().items()}
+    return {"of the authors' form": processor, **made}
+
+
+TURN_TEXTS = st.lists(
+    st.sampled_from(
+        ["yes", "no", "what?", "a road", "aaaa", "abab", "", " ", "q:", "a:", "道路", "🏠", "\ufdfa", "İ"]
+    ),
+    max_size=3,
+).map(" ".join)
+
+
+class TestWhatIsDropped:
+    """The prompt is that of dropping the oldest turn, and again, until the rest fits."""
+
+    @staticmethod
+    def ids(processor, question, history, **options) -> list[int]:
+        return processor(text=question, history=history, **options)["input_ids"][0]
+
+    @given(st.data(), st.sampled_from(["of the authors' form", "BPE", "unigram"]), st.booleans())
+    @settings(max_examples=60)
+    def test_equals_the_plain_definition(self, processors, data, name, normalize):
+        processor, options = processors[name], {"normalize_text": normalize}
+        some = data.draw(st.lists(st.tuples(TURN_TEXTS, TURN_TEXTS), min_size=1, max_size=3))
+        history = data.draw(st.lists(st.sampled_from(some), max_size=10))
+        question = data.draw(TURN_TEXTS)
+        kept = [
+            self.ids(processor, question, history[start:], max_length=10**6, **options)
+            for start in range(len(history) + 1)
+        ]
+        lengths = [len(ids) for ids in kept]
+        max_length = data.draw(st.sampled_from(lengths) | st.integers(lengths[-1], max(lengths)))
+        expected = next((ids for ids in kept if len(ids) <= max_length), None)
+        if expected is None:
+            with pytest.raises(ValueError, match=f"{lengths[-1] - processor.num_query_tokens} tokens, but only"):
+                self.ids(processor, question, history, max_length=max_length, **options)
+        else:
+            assert self.ids(processor, question, history, max_length=max_length, **options) == expected
+
+    def test_more_turns_may_have_fewer_tokens(self, processors):
+        """What bisecting over the number of turns would get wrong."""
+        processor = processors["BPE"]
+        history = [("yes", "no")] * 9
+        lengths = [len(self.ids(processor, "", history[start:])) for start in range(10)]
+        assert sorted(lengths, reverse=True) != lengths
+        for limit in set(lengths):
+            expected = next(start for start, length in enumerate(lengths) if length <= limit)
+            assert len(self.ids(processor, "", history, max_length=limit)) == lengths[expected]
 
 
 class TestAnswers:
@@ -304,20 +399,102 @@ class TestChat:
             inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
             assert inputs["pixel_values"].equal(expected)
 
+    @pytest.mark.parametrize("tokenize", [True, False])
     @pytest.mark.parametrize(
         ("messages", "message"),
         [
             ([], "at least one message"),
-            ([{"role": "system", "content": "Be brief."}], "Message 0 has the role 'system', expected 'user'"),
+            ("What?", "at least one message, a user's; got 'What\\?'|is a list of messages, got str"),
+            (["What?"], "Message 0 must be a dict with 'role' and 'content', got 'What\\?'"),
+            ([None], "Message 0 must be a dict"),
+            (
+                [{"role": "system", "content": "Be brief."}],
+                "Message 0 has the role 'system', expected 'user'.*no system",
+            ),
             ([{"role": "user", "content": "a"}] * 2, "Message 1 .* expected 'assistant'"),
+            ([{"role": "user", "content": "a"}, {"role": "tool", "content": "a"}], "Message 1 has the role 'tool'"),
+            ([{"content": "a"}], "Message 0 has the role None, expected 'user'"),
+            ([{"role": "user"}], "Message 0 needs 'content', a string or a list of blocks; got None"),
+            ([{"role": "user", "content": None}], "Message 0 needs 'content'.* got None"),
+            ([{"role": "user", "content": 3}], "Message 0 needs 'content'.* got 3"),
+            (
+                [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}],
+                "Message 1 has 'tool_calls'",
+            ),
+            ([{"role": "user", "content": ["a"]}], "Message 0 has a block of type None, .* got 'a'"),
+            ([{"role": "user", "content": [{"text": "a"}]}], "block of type None, .* got {'text': 'a'}"),
+            (
+                [{"role": "user", "content": [{"type": "text"}]}],
+                "block of type 'text', expected .* got {'type': 'text'}",
+            ),
+            ([{"role": "user", "content": [{"type": "text", "text": None}]}], "got {'type': 'text', 'text': None}"),
             ([{"role": "user", "content": [{"type": "video", "path": "a"}]}], "block of type 'video'"),
             ([{"role": "user", "content": [{"type": "image", "path": "a"}]}], "two images, before and after; got 1"),
         ],
-        ids=["empty", "system", "two users", "video", "one image"],
+        ids=lambda value: str(value)[:40],
     )
-    def test_errors(self, messages, message, processor):
+    def test_errors(self, messages, message, tokenize, processor):
         with pytest.raises(ValueError, match=message):
-            processor.apply_chat_template([messages], tokenize=True)
+            processor.apply_chat_template([messages] if isinstance(messages, list) else messages, tokenize=tokenize)
+
+    @pytest.mark.parametrize(
+        "block", [{"type": "image"}, {"type": "image_url"}, {"type": "image_url", "image_url": {}}]
+    )
+    def test_images_without_a_source(self, block, processor):
+        messages = [{"role": "user", "content": [block, block, {"type": "text", "text": "What?"}]}]
+        with pytest.raises(ValueError, match="An image block needs one of 'image', 'url', 'path', 'base64'"):
+            processor.apply_chat_template(messages, tokenize=True)
+
+    @pytest.mark.parametrize("is_batch", [False, True])
+    def test_images_beside_the_messages(self, is_batch, processor, pairs):
+        """As stock processors take them: `processor_kwargs={"images": ...}`."""
+        expected = processor(images=pairs[0], text="What?", history=[], return_tensors="pt")
+        for blocks in ([], [{"type": "image"}, {"type": "image"}]):
+            messages = [{"role": "user", "content": [*blocks, {"type": "text", "text": "What?"}]}]
+            images = {"images": [pairs[0]] if is_batch else pairs[0], "return_tensors": "pt"}
+            inputs = processor.apply_chat_template(
+                [messages] if is_batch else messages, tokenize=True, return_dict=True, processor_kwargs=images
+            )
+            for name in expected:
+                assert inputs[name].equal(expected[name])
+        with pytest.raises(ValueError, match="in the messages or as `images`: only one"):
+            processor.apply_chat_template(
+                chat(pairs[0], "What?"), tokenize=True, processor_kwargs={"images": pairs[0]}
+            )
+
+    @pytest.mark.parametrize("tokenize", [True, False])
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"tools": [{"name": "zoom"}]}, "`tools` is not supported"),
+            ({"documents": [{"title": "a", "text": "b"}]}, "`documents` is not supported"),
+            ({"return_assistant_tokens_mask": True}, "`return_assistant_tokens_mask` is not supported"),
+            ({"load_audio_from_video": True}, "`load_audio_from_video` is not supported"),
+            ({"add_generation_prompt": True, "continue_final_message": True}, "an answer begins or goes on"),
+            ({"continue_final_message": True}, "needs a chat that ends with an assistant's message"),
+        ],
+        ids=str,
+    )
+    def test_arguments_without_effect_are_refused(self, arguments, message, tokenize, processor):
+        with pytest.raises(ValueError, match=message):
+            processor.apply_chat_template([{"role": "user", "content": "a"}], tokenize=tokenize, **arguments)
+
+    @pytest.mark.parametrize("tokenize", [True, False])
+    def test_a_question_is_to_follow_but_there_is_its_answer(self, tokenize, processor, pairs):
+        with pytest.raises(ValueError, match="this one has its answer.*`continue_final_message=True`"):
+            processor.apply_chat_template(chat(pairs[0], "a", "b"), tokenize=tokenize, add_generation_prompt=True)
+
+    @pytest.mark.parametrize("name", ["text", "history", "answers"])
+    def test_what_comes_from_the_messages(self, name, processor):
+        with pytest.raises(ValueError, match=f"`{name}` comes from the messages"):
+            processor.apply_chat_template([{"role": "user", "content": "a"}], tokenize=True, **{name: ["b"]})
+
+    def test_tensors_asked_for_among_the_processors_arguments(self, processor):
+        messages = [{"role": "user", "content": "a"}]
+        inputs = processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, processor_kwargs={"return_tensors": "pt"}
+        )
+        assert isinstance(inputs["input_ids"], torch.Tensor)
 
     def test_empty(self, processor):
         with pytest.raises(ValueError, match="conversation is empty"):
@@ -335,6 +512,15 @@ class TestErrors:
             ({"text": ["a", "b"], "history": [[]]}, "1 histories for 2 texts"),
             ({"text": ["a", "b"], "answers": ["yes", None]}, "Some `answers` are None"),
             ({"text": ["a", 3]}, "`text` must be strings, got int: 3"),
+            ({"text": 3}, "`text` must be a string or a list of them, got int: 3"),
+            (
+                {"text": "a", "history": [("b", None)]},
+                "`history` must hold \\(question, answer\\) pairs, got \\('b', None",
+            ),
+            ({"text": "a", "return_offsets_mapping": True}, "`return_offsets_mapping=True` is not supported"),
+            ({"text": "a", "text_kwargs": {"stride": 2}}, "`stride=2` is not supported"),
+            ({"text": "a", "add_special_tokens": False}, "`add_special_tokens=False` is not supported"),
+            ({"text": "a", "videos": ["a.mp4"]}, "`videos=.* is not supported"),
             ({"text": "a", "history": ["b", "c"]}, "`history` must hold \\(question, answer\\) pairs, got 'b'"),
             ({"text": "a", "history": [{"question": "b", "answer": "c"}]}, "pairs, got {'question'"),
             ({"text": "a", "qformer_prompt": "both"}, "'both', expected one of question, dialogue"),

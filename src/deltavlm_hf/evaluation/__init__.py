@@ -16,6 +16,7 @@ _MODULES = {
     "make_tables": "report",
     "make_vocabulary": "captions",
     "predict": "answering",
+    "published_tasks": "published",
     "score_by_change": "captions",
     "score_captions": "captions",
     "score_counts": "metrics",

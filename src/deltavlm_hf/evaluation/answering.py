@@ -85,11 +85,12 @@ def predict(
     *,
     batch_size: int = 8,
     own_history: bool = True,
+    verbatim_questions: bool = False,
 ) -> list[dict[str, Any]]:
     """
     Answers every turn of every row.
 
-    A question alone is asked as it stands; a dialogue in dialogue form, turn by turn. Under `torchrun` each
+    Questions are asked in the form of training, `q: <question>`; a dialogue turn by turn. Under `torchrun` each
     process takes its share of the pairs. What is answered is appended to `predictions.*.jsonl` after each batch of
     pairs, so that a run that was killed goes on; rows that failed are asked again.
 
@@ -101,6 +102,8 @@ def predict(
         batch_size (`int`, *optional*, defaults to 8): pairs encoded at once, and questions asked at once.
         own_history (`bool`, *optional*, defaults to `True`): put the model's own earlier answers before the next
             question of a dialogue, not the right ones.
+        verbatim_questions (`bool`, *optional*, defaults to `False`): ask a question that stands alone without the
+            `q: `, as the authors' published evaluation does. Dialogues keep their form.
 
     Returns:
         `list[dict]`: for each row `index`, `id`, `task` and either `answers`, one for each turn, or `error`, the
@@ -112,7 +115,8 @@ def predict(
     state = process_state()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    made_with = {**made_with, "rows": _digest(rows), "own_history": own_history}
+    form = {"own_history": own_history, "verbatim_questions": verbatim_questions}
+    made_with = {**made_with, "rows": _digest(rows), **form}
     before = _read(folder, made_with)
     if before and state.is_main_process:
         logger.warning("%d answers are taken from an earlier run: %s", len(before), folder)
@@ -128,11 +132,9 @@ def predict(
         for chunk in waiting:
             todo = [pair for pair in chunk if pair]
             try:
-                entries = list(_answer_chunk(answerer, rows, todo, batch_size, own_history))
+                entries = list(_answer_chunk(answerer, rows, todo, batch_size, **form))
             except Exception:  # find out which of the pairs it was
-                entries = [
-                    entry for pair in todo for entry in _answer_pair(answerer, rows, pair, batch_size, own_history)
-                ]
+                entries = [entry for pair in todo for entry in _answer_pair(answerer, rows, pair, batch_size, **form)]
             for entry in entries:
                 journal.append(entry)
                 bar.update()
@@ -176,11 +178,11 @@ def _chunks(pairs: list[list[int]], size: int) -> Iterator[list[list[int]]]:
 
 
 def _answer_pair(
-    answerer: Answerer, rows: datasets.Dataset, pair: list[int], batch_size: int, own_history: bool
+    answerer: Answerer, rows: datasets.Dataset, pair: list[int], batch_size: int, **form: bool
 ) -> list[dict[str, Any]]:
     """Answers all rows about one pair, or says for each why not."""
     try:
-        return list(_answer_chunk(answerer, rows, [pair], batch_size, own_history))
+        return list(_answer_chunk(answerer, rows, [pair], batch_size, **form))
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         found = [{"index": index, **{key: rows[index][key] for key in ("id", "task")}} for index in pair]
@@ -188,7 +190,7 @@ def _answer_pair(
 
 
 def _answer_chunk(
-    answerer: Answerer, rows: datasets.Dataset, pairs: list[list[int]], batch_size: int, own_history: bool
+    answerer: Answerer, rows: datasets.Dataset, pairs: list[list[int]], batch_size: int, **form: bool
 ) -> Iterator[dict[str, Any]]:
     """Answers all rows about some pairs; what fails is told apart and does not stop the others."""
     decode = datasets.Image().decode_example
@@ -211,7 +213,7 @@ def _answer_chunk(
         for start in range(0, len(asked), batch_size):
             batch = asked[start : start + batch_size]
             questions = [records[index]["turns"][turn]["question"] for index in batch]
-            histories = [_history(records[index], answers[index], turn, own_history) for index in batch]
+            histories = [_history(records[index], answers[index], turn, **form) for index in batch]
             try:
                 said = answerer.answer(encoded, [which[index] for index in batch], questions, histories)
                 for index, text in zip(batch, said, strict=True):
@@ -227,12 +229,14 @@ def _answer_chunk(
         yield {**entry, "error": errors[index]} if index in errors else {**entry, "answers": answers[index]}
 
 
-def _history(row: dict, answers: list[str], turn: int, own: bool) -> list[Turn] | None:
-    if len(row["turns"]) == 1:
+def _history(
+    row: dict, answers: list[str], turn: int, own_history: bool, verbatim_questions: bool
+) -> list[Turn] | None:
+    if verbatim_questions and len(row["turns"]) == 1:
         return None
     right = [each["answer"] for each in row["turns"][:turn]]
     questions = [each["question"] for each in row["turns"][:turn]]
-    return list(zip(questions, answers if own else right, strict=True))
+    return list(zip(questions, answers if own_history else right, strict=True))
 
 
 def _length(row: dict, turn: int) -> int:

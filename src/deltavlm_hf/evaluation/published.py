@@ -1,9 +1,19 @@
 """
 The figures of the paper's tables (Deng, Zhou, Wu: DeltaVLM, Remote Sensing 2026, 18(4), 541; first arXiv version,
-2507.22346). Nobody here has reproduced them; show them as published. In percent, but for counts.
+2507.22346), and what they may stand beside. Nobody here has reproduced them; show them as published. In percent, but
+for counts.
 """
 
+from pathlib import Path, PurePath
+
+import datasets
+
+from ..data.changechat import find_annotations
+from ..data.check import OFFICIAL, PUBLISHED
+from ..data.show import undecoded
+
 SOURCE = "published (arXiv 2507.22346)"  # of ChangeChat-105k's test split
+SPLIT = "test"
 
 CAPTION_COLUMNS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 CAPTION = {
@@ -55,3 +65,33 @@ OPEN = {
     "Gemini-1.5-Pro": (32.90, 20.44, 13.38, 9.06, 21.85, 35.19, 68.64),
     "DeltaVLM": (36.67, 27.09, 20.62, 16.21, 17.85, 32.60, 127.38),
 }
+
+
+def published_tasks(rows: datasets.Dataset, source: str | Path, split: str) -> list[str]:
+    """
+    The tasks of which these rows are ChangeChat-105k's whole test split, so that published figures compare.
+
+    That is told by names and numbers, not by content: the annotations lie in files named as the official ones,
+    `changechat_105k_test*.json`; there are as many records of the task as the paper has; they are about LEVIR-CC's
+    test images, each about another pair (but for open questions, of which a pair has several).
+
+    Args:
+        rows (`Dataset`): what was asked, see [`load_changechat`].
+        source (`str` or `Path`), split (`str`): where they were loaded from.
+
+    Returns:
+        `list[str]`: such tasks; none for a part of the split, another split or other data.
+    """
+    files = [file for file in find_annotations(source) if file.split == SPLIT]
+    if split != SPLIT or not all(file.path.name.startswith(OFFICIAL) for file in files):
+        return []
+    pairs: dict[str, list[str]] = {}
+    for row in undecoded(rows).select_columns(["task", "before"]):
+        pairs.setdefault(row["task"], []).append(PurePath(row["before"]["path"] or "").stem)
+    return [
+        task
+        for task, names in pairs.items()
+        if len(names) == PUBLISHED[SPLIT][task]
+        and (task == "open" or len(set(names)) == len(names))
+        and all(name.startswith(f"{SPLIT}_") for name in names)
+    ]

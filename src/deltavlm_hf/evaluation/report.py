@@ -1,10 +1,11 @@
-"""A run's figures beside the published ones: JSON, Markdown and an HTML page that a browser opens offline."""
+"""A run's figures, where they compare beside the published ones: JSON, Markdown and a page that opens offline."""
 
 import base64
 import html
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -80,8 +81,31 @@ class Table:
             + "</tr>"
             for cells in self.cells()
         )
-        notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in self.notes)
+        notes = "".join(f'<p class="note">{_in_html(note)}</p>' for note in self.notes)
         return f"<h3>{html.escape(self.title)}</h3><table><tr>{head}</tr>{rows}</table>{notes}"
+
+
+def _in_html(text: str) -> str:
+    """A note's only Markdown are backticks."""
+    return re.sub("`(.+?)`", r"<code>\1</code>", html.escape(text))
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _list_in_html(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = [f"{name}={each}" for name, each in value.items()]
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 def _show(value: float | None) -> str:
@@ -90,11 +114,13 @@ def _show(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
-def make_tables(systems: dict[str, dict[str, dict]]) -> list[Table]:
+def make_tables(systems: dict[str, dict[str, dict]], published_tasks: Collection[str] = ()) -> list[Table]:
     """
     Args:
         systems (`dict[str, dict[str, dict]]`): figures by task, see [`evaluate_predictions`], by name of the system:
             the model first, baselines after it.
+        published_tasks (`Collection[str]`, *optional*): the tasks beside whose figures the paper's stand, see
+            [`published_tasks`]; by default none.
 
     Returns:
         `list[Table]`: one for each of the paper's tables that there are figures for. In percent, but for counts.
@@ -114,7 +140,7 @@ def make_tables(systems: dict[str, dict[str, dict]]) -> list[Table]:
             table = Table(f"{title}, {subset} pairs ({protocol})", published.CAPTION_COLUMNS)
             for name, figures in _having(systems, task, subset):
                 table.rows.append((name, [_percent(figures[column]) for column in table.columns], HERE))
-            if subset == "all":
+            if subset == "all" and task in published_tasks:
                 table.rows += _published(rows)
                 table.notes.append(_PROTOCOL_NOTE)
             if subset == "unchanged":
@@ -134,7 +160,7 @@ def make_tables(systems: dict[str, dict[str, dict]]) -> list[Table]:
                 shown = [100 * figures[column] for column in table.columns[:-1]]
                 table.rows.append((name, [*shown, figures["unparsed"]], HERE))
         if table.rows:
-            if key == ("caption", "yes_no_from_captions"):
+            if key == ("caption", "yes_no_from_captions") and "caption" in published_tasks:
                 table.rows += _published(published.YES_NO, empty=2)
                 table.notes.append("The published figures were read off captions, by the authors' notebook.")
             tables.append(table)
@@ -145,7 +171,8 @@ def make_tables(systems: dict[str, dict[str, dict]]) -> list[Table]:
             exact = [100 * figures[kind]["exact"] for kind in ("roads", "buildings")]
             table.rows.append((name, [*errors, *exact, figures["roads"]["unparsed"]], HERE))
     if table.rows:
-        table.rows += _published(published.COUNT, empty=3)
+        if "count" in published_tasks:
+            table.rows += _published(published.COUNT, empty=3)
         tables.append(table)
     for kind in ("roads", "buildings"):
         table = Table(f"3x3 grid, {kind}", (*published.GRID_COLUMNS, "jaccard_empty_is_1", "hamming", "unparsed"))
@@ -154,7 +181,8 @@ def make_tables(systems: dict[str, dict[str, dict]]) -> list[Table]:
                 shown = [100 * figures[kind][column] for column in table.columns[:-1]]
                 table.rows.append((name, [*shown, figures[kind]["unparsed"]], HERE))
         if table.rows:
-            table.rows += _published(published.GRID[kind], empty=3)
+            if "grid" in published_tasks:
+                table.rows += _published(published.GRID[kind], empty=3)
             table.notes.append("`jaccard` counts 0 for a pair with nothing in truth and answer, as the paper's does.")
             tables.append(table)
     if "dialogue" in first:
@@ -174,10 +202,9 @@ def make_tables(systems: dict[str, dict[str, dict]]) -> list[Table]:
     return tables
 
 
-_PUBLISHED_NOTE = (
-    "In percent, but for errors of counts. Published rows are the paper's, of ChangeChat-105k's test split; nobody "
-    "here has reproduced them. They compare with what was measured on the same data only."
-)
+_UNITS_NOTE = "In percent, but for errors of counts."
+_PUBLISHED_NOTE = "Published rows are the paper's, of the same test split; nobody here has reproduced them."
+_UNPUBLISHED_NOTE = "The paper's figures are those of ChangeChat-105k's whole test split, and stand beside no others."
 _PROTOCOL_NOTE = (
     "The published captioning figures count GPT-2 ids or word ids (protocols gpt2-ids, levir-words), not words as the "
     "protocol coco does: compare only what was measured by the same."
@@ -216,6 +243,7 @@ def write_report(
     *,
     title: str,
     settings: dict[str, Any],
+    published_tasks: Collection[str] = (),
 ) -> list[Path]:
     """
     Writes `report.json`, `report.md` and `report.html`.
@@ -227,30 +255,35 @@ def write_report(
         rows (`Dataset`): with images, for the worst cases.
         title (`str`).
         settings (`dict`): how the run was made, for the report's head.
+        published_tasks (`Collection[str]`, *optional*): see [`make_tables`].
 
     Returns:
         `list[Path]`: the three files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tables = make_tables(systems)
-    head = "\n".join(f"- {name}: {value}" for name, value in settings.items())
+    tables = make_tables(systems, published_tasks)
+    head = [f"{name}: {_setting(value)}" for name, value in settings.items()]
     (name, results), *_ = systems.items()
-    sizes = "\n".join(_size(task, figures) for task, figures in results.items())
-    intervals = "\n".join(f"- {line}" for line in _intervals(results))
-    markdown = [f"# {title}", head, "## Samples", sizes, "## Figures", _PUBLISHED_NOTE]
+    sizes = [_size(task, figures) for task, figures in results.items()]
+    intervals = list(_intervals(results))
+    note = f"{_UNITS_NOTE} {_PUBLISHED_NOTE if published_tasks else _UNPUBLISHED_NOTE}"
+    markdown = [f"# {title}", _list(head), "## Samples", _list(sizes), "## Figures", note]
     markdown += [table.markdown() for table in tables]
     if intervals:
-        markdown += [f"## 95 % bootstrap confidence intervals, {name}", intervals]
-    body = [f"<pre>{html.escape(head)}</pre><h2>Samples</h2><pre>{html.escape(sizes)}</pre><h2>Figures</h2>"]
-    body.append(f"<p>{html.escape(_PUBLISHED_NOTE)}</p>")
+        markdown += [f"## 95 % bootstrap confidence intervals, {name}", _list(intervals)]
+    body = [f"{_list_in_html(head)}<h2>Samples</h2>{_list_in_html(sizes)}<h2>Figures</h2><p>{_in_html(note)}</p>"]
     body += [table.html() for table in tables]
     if intervals:
-        body.append(f"<h2>95 % bootstrap confidence intervals, {html.escape(name)}</h2><pre>{intervals}</pre>")
+        body.append(f"<h2>95 % bootstrap confidence intervals, {html.escape(name)}</h2>{_list_in_html(intervals)}")
     body.append(f'<h2>Plots</h2><div class="plots">{"".join(_plots(results))}</div>')
     body += _worst(cases, undecoded(rows))
     files = {
-        "report.json": json.dumps({"settings": settings, "systems": systems}, indent=1, ensure_ascii=False),
+        "report.json": json.dumps(
+            {"settings": settings, "published_tasks": list(published_tasks), "systems": systems},
+            indent=1,
+            ensure_ascii=False,
+        ),
         "report.md": "\n\n".join(markdown) + "\n",
         "report.html": _PAGE.substitute(title=html.escape(title), body="\n".join(body)),
     }
@@ -265,7 +298,7 @@ def _size(task: str, figures: dict) -> str:
         parts.append(f"{figures['failed']} without an answer, counted as wrong")
     if figures["unreadable_truths"]:
         parts.append(f"{figures['unreadable_truths']} left out: their right answer cannot be read")
-    return f"- {task}: {'; '.join(parts)}"
+    return f"{task}: {'; '.join(parts)}"
 
 
 def _intervals(figures: dict, name: str = "") -> Iterator[str]:

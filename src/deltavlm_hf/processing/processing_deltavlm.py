@@ -2,11 +2,12 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from transformers import AutoTokenizer, BatchFeature
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 from transformers.tokenization_utils_base import AddedToken
 
 from .image_processing_deltavlm import DeltaVLMImageProcessor
@@ -14,6 +15,12 @@ from .image_processing_deltavlm import DeltaVLMImageProcessor
 IMAGE_TOKEN = "<image>"
 IGNORE_INDEX = -100
 QFORMER_PROMPTS = ("question", "dialogue")
+# Of what tokenizers take: followed or without effect on ids; done whatever is said; the rest is refused.
+FOLLOWED = {"padding", "padding_side", "max_length", "pad_to_multiple_of", "return_tensors"}
+FOLLOWED |= {"truncation", "verbose", "sanitize_control_tokens"}
+ALWAYS = {"add_special_tokens", "return_attention_mask"}
+REFUSED = {*TextKwargs.__annotations__, "videos", "audio"} - FOLLOWED - ALWAYS
+IMAGE_SOURCES = ("image", "url", "path", "base64")
 
 # The authors' form of a conversation: "q: <question 1> a: <answer 1> q: <question 2>", then the answer.
 CHAT_TEMPLATE = """\
@@ -37,6 +44,57 @@ def normalize_text(text: str) -> str:
     """
     text = re.sub(r"([.!\"()*#:;~])", " ", text.lower())
     return re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+
+
+def _read_chat(messages: Any) -> tuple[list, str, list[Turn], str | None]:
+    """Images, the current question, the turns before it and its answer, if it has one."""
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ValueError(f"A chat needs at least one message, a user's; got {messages!r:.60}.")
+    images, texts = [], []
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise ValueError(f"Message {index} must be a dict with 'role' and 'content', got {message!r:.60}.")
+        expected = "assistant" if index % 2 else "user"
+        if message.get("role") != expected:
+            raise ValueError(
+                f"Message {index} has the role {message.get('role')!r}, expected {expected!r}: questions and answers "
+                "take turns. There are no system or tool messages; say it in the question."
+            )
+        for name in ("tool_calls", "function_call"):
+            if message.get(name):
+                raise ValueError(f"Message {index} has {name!r}: DeltaVLM knows no tools.")
+        content = message.get("content")
+        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(blocks, (list, tuple)):
+            raise ValueError(f"Message {index} needs 'content', a string or a list of blocks; got {content!r:.60}.")
+        text = ""
+        for block in blocks:
+            kind = block.get("type") if isinstance(block, dict) else None
+            if kind == "text" and isinstance(block.get("text"), str):
+                text += block["text"]
+            elif kind == "image":
+                images.append(next((block[key] for key in IMAGE_SOURCES if block.get(key) is not None), None))
+            elif kind == "image_url":
+                url = block.get("image_url")
+                images.append(url.get("url") if isinstance(url, dict) else url)
+            else:
+                raise ValueError(
+                    f"Message {index} has a block of type {kind!r}, expected {{'type': 'text', 'text': ...}} or an "
+                    f"image; got {block!r:.80}."
+                )
+        texts.append(text)
+    if len(images) not in (0, 2):
+        raise ValueError(f"A chat needs two images, before and after; got {len(images)}.")
+    answer = texts.pop() if len(texts) % 2 == 0 else None
+    question = texts.pop()
+    return images, question, list(zip(texts[::2], texts[1::2], strict=True)), answer
+
+
+def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
+    """What the base class accepts and this processor would not follow."""
+    for name, value in {**kwargs, **kwargs.get("text_kwargs", {})}.items():
+        if (name in ALWAYS and value is False) or (name in REFUSED and value is not None and value is not False):
+            raise ValueError(f"`{name}={value!r:.40}` is not supported by DeltaVLM's processor: leave it out.")
 
 
 class DeltaVLMProcessorKwargs(ProcessingKwargs, total=False):
@@ -135,7 +193,7 @@ class DeltaVLMProcessor(ProcessorMixin):
         self,
         images: ImageInput | None = None,
         text: str | list[str] | None = None,
-        history: Sequence[Turn] | Sequence[Sequence[Turn]] | None = None,
+        history: Sequence[Turn] | Sequence[Sequence[Turn] | None] | None = None,
         answers: str | list[str] | None = None,
         **kwargs: Unpack[DeltaVLMProcessorKwargs],
     ) -> BatchFeature:
@@ -146,12 +204,13 @@ class DeltaVLMProcessor(ProcessorMixin):
                 several texts.
             text (`str` or `list[str]`, *optional*): the questions, one per pair.
             history (*optional*): the earlier turns of each dialogue, oldest first, as `(question, answer)`. With it,
-                even if empty, the prompt takes the dialogue form of the chat template; without it, a text is used as
-                it stands. Where a prompt exceeds `max_length`, the oldest turns are dropped.
+                even if empty, the prompt takes the dialogue form of the chat template, in which models are trained;
+                without it, or with None in its place, a text is used as it stands. Where a prompt exceeds
+                `max_length`, the oldest turns are dropped.
             answers (`str` or `list[str]`, *optional*): the right answers; adds `labels`.
             kwargs: `padding`, `max_length` (in tokens, placeholders and answer included; by default the tokenizer's
                 `model_max_length`), `return_tensors`, and the image processor's. `normalize_text` and `qformer_prompt`
-                take precedence over the processor's own.
+                take precedence over the processor's own. What a tokenizer can return besides is refused.
 
         Returns:
             [`BatchFeature`]: `input_ids`, `attention_mask` `(B, L)`, `qformer_input_ids`, `qformer_attention_mask`
@@ -159,7 +218,7 @@ class DeltaVLMProcessor(ProcessorMixin):
 
         Raises:
             ValueError: if the numbers of pairs, texts, histories and answers differ, if a question alone exceeds
-                `max_length`, or if an image cannot be used.
+                `max_length`, if an image cannot be used, or for an argument that would have no effect.
         """
         return self._process(images, text, history, answers, is_complete=True, **kwargs)
 
@@ -168,6 +227,7 @@ class DeltaVLMProcessor(ProcessorMixin):
             raise ValueError("Give `images`, `text` or both.")
         if text is None and (history is not None or answers is not None):
             raise ValueError("`history` and `answers` belong to a `text`, which is missing.")
+        _refuse_unsupported(kwargs)
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         return_tensors = merged["text_kwargs"].pop("return_tensors", None)
         data = {}
@@ -190,6 +250,8 @@ class DeltaVLMProcessor(ProcessorMixin):
             text = [text]
             history = None if history is None else [history]
             answers = None if answers is None else [answers]
+        if not isinstance(text, Iterable):
+            raise ValueError(f"`text` must be a string or a list of them, got {type(text).__name__}: {text!r:.60}.")
         texts = list(text)
         histories = [None] * len(texts) if history is None else list(history)
         answers = [None] * len(texts) if answers is None else [answers] if isinstance(answers, str) else list(answers)
@@ -256,23 +318,40 @@ class DeltaVLMProcessor(ProcessorMixin):
         return [*ids, self.tokenizer.eos_token_id] if is_complete else ids
 
     def _fit_prompt(self, question, history, normalize, room: int, number: int) -> tuple[str, list[int]]:
+        """The prompt and its ids, with as many of the last turns as there is room for."""
         turns = [] if history is None else list(history)
+        sizes: list[int] = []
         while True:
             prompt = normalize(question if history is None else self._flatten(turns, question))
             ids = self.tokenizer(prompt, split_special_tokens=True, verbose=False)["input_ids"]
-            if len(ids) <= room:
+            excess = len(ids) - room
+            if excess <= 0:
                 return prompt, ids
             if not turns:
                 raise ValueError(
                     f"text {number}: {len(ids)} tokens, but only {max(room, 0)} fit beside {self.num_query_tokens} "
                     "image placeholders and the answer; shorten it or raise `max_length`"
                 )
-            turns = turns[1:]
+            # Tokenizing anew for each turn takes time that grows with the square of the dialogue: turns that cannot
+            # hold as many tokens as there are too many go together.
+            sizes = sizes or self._most_tokens(turns, normalize)
+            freed = dropped = 0
+            while dropped < len(turns) and freed < excess:
+                freed += sizes[dropped]
+                dropped += 1
+            turns, sizes = turns[dropped:], sizes[dropped:]
+
+    def _most_tokens(self, turns: Sequence[Turn], normalize) -> list[int]:
+        """For each turn no fewer tokens than a prompt has for it, where tokens may reach across its ends."""
+        alone = [normalize(self._flatten([turn], "")) for turn in turns]
+        ids = self.tokenizer(alone, split_special_tokens=True, verbose=False)["input_ids"]
+        return [max(len(text.encode()), len(row)) for text, row in zip(alone, ids, strict=True)]
 
     def _flatten(self, turns: Sequence[Turn], question: str) -> str:
         messages = []
         for turn in turns:
-            if not isinstance(turn, (tuple, list)) or len(turn) != 2:
+            is_pair = isinstance(turn, (tuple, list)) and len(turn) == 2
+            if not is_pair or not all(isinstance(text, str) for text in turn):
                 raise ValueError(f"`history` must hold (question, answer) pairs, got {turn!r:.80}.")
             messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
         return super().apply_chat_template([*messages, {"role": "user", "content": question}])
@@ -284,7 +363,7 @@ class DeltaVLMProcessor(ProcessorMixin):
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
         tokenize: bool = False,
-        return_tensors: str | None = None,
+        return_tensors: str | None = "auto",
         return_dict: bool = False,
         processor_kwargs: dict | None = None,
         **kwargs,
@@ -296,64 +375,72 @@ class DeltaVLMProcessor(ProcessorMixin):
             conversation: messages `{"role": "user" | "assistant", "content": text or blocks}` that take turns,
                 beginning with the user. A chat holds two images, before and after, or none.
             chat_template (`str`, *optional*): only without `tokenize`, see [`ProcessorMixin.apply_chat_template`].
-            add_generation_prompt (`bool`, *optional*): changes nothing: an answer follows its question directly.
+            add_generation_prompt (`bool`, *optional*): that an answer is to follow, for which the prompt needs nothing
+                more. Not after an assistant message.
             continue_final_message (`bool`, *optional*): whether a final assistant message is the beginning of the
                 answer; otherwise it is the right answer, and the output has `labels`.
             tokenize (`bool`, *optional*): whether to return token ids rather than the prompt as a string.
             return_dict (`bool`, *optional*): whether to return all of the model's inputs rather than `input_ids`.
             processor_kwargs (`dict`, *optional*): for [`~DeltaVLMProcessor.__call__`], such as `padding`; they may
-                also stand by themselves.
+                also stand by themselves. With `images`, these are the images of the chat, or of each chat, whose
+                messages then have none or `{"type": "image"}` alone.
 
         Raises:
-            ValueError: if roles do not take turns, or a chat's number of images is neither 0 nor 2.
+            ValueError: if a message is not of this form, roles do not take turns, a chat's number of images is neither
+                0 nor 2, or for what the dialogue form has no place for: system messages, `tools`, `documents`,
+                `return_assistant_tokens_mask` (`labels` are -100 but on the final answer).
         """
+        if add_generation_prompt and continue_final_message:
+            raise ValueError("Give `add_generation_prompt` or `continue_final_message`: an answer begins or goes on.")
+        for name in ("tools", "documents", "return_assistant_tokens_mask", "load_audio_from_video"):
+            if kwargs.pop(name, None):
+                raise ValueError(f"`{name}` is not supported: DeltaVLM's dialogue form has no place for it.")
+        if not isinstance(conversation, (list, tuple)):
+            raise ValueError(f"A conversation is a list of messages, got {type(conversation).__name__}.")
+        if not conversation:
+            raise ValueError("The conversation is empty: a chat needs at least one message, a user's.")
+        chats = list(conversation) if isinstance(conversation[0], (list, tuple)) else [conversation]
+        images, texts, histories, answers = map(list, zip(*map(_read_chat, chats), strict=True))
+        if add_generation_prompt and answers != [None] * len(chats):
+            raise ValueError(
+                "With `add_generation_prompt` a chat ends with a question; this one has its answer. Leave the flag "
+                "out to learn the answer, or go on with it: `continue_final_message=True`."
+            )
+        if continue_final_message and (None in answers or continue_final_message not in (True, "content")):
+            raise ValueError("`continue_final_message=True` needs a chat that ends with an assistant's message.")
         if not tokenize:
+            kwargs.update(add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message)
+            kwargs.update(processor_kwargs=processor_kwargs, return_tensors=return_tensors)
             return super().apply_chat_template(conversation, chat_template=chat_template, **kwargs)
         if chat_template is not None:
             raise ValueError("Set `processor.chat_template` to tokenize with another template.")
-        if not conversation:
-            raise ValueError("The conversation is empty: a chat needs at least one message, a user's.")
-        is_batch = not isinstance(conversation[0], dict)
-        chats = [self._read_chat(chat) for chat in (conversation if is_batch else [conversation])]
-        images, texts, histories, answers = map(list, zip(*chats, strict=True))
-        if any(images) and not all(images):
-            raise ValueError("Some chats of the batch have images and others have none.")
+        options = {**(processor_kwargs or {}), **kwargs}
+        if return_tensors != "auto":
+            options["return_tensors"] = return_tensors
+        for name in {"text", "history", "answers"} & options.keys():
+            raise ValueError(f"`{name}` comes from the messages: leave it out of the arguments.")
         outputs = self._process(
-            images if images[0] else None,
+            self._images_of(images, options.pop("images", None), is_batch=chats[0] is not conversation),
             texts,
             histories,
             answers,
             is_complete=not continue_final_message,
-            return_tensors=None if return_tensors == "auto" else return_tensors,
-            **{**(processor_kwargs or {}), **kwargs},
+            **options,
         )
         return outputs if return_dict else outputs["input_ids"]
 
     @staticmethod
-    def _read_chat(messages: list[dict]) -> tuple[list, str, list[Turn], str | None]:
-        if not messages:
-            raise ValueError("A chat needs at least one message, a user's.")
-        images, texts = [], []
-        for index, message in enumerate(messages):
-            expected = "assistant" if index % 2 else "user"
-            if message["role"] != expected:
-                raise ValueError(f"Message {index} has the role {message['role']!r}, expected {expected!r}.")
-            content = message["content"]
-            blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            for block in blocks:
-                if block["type"] not in ("text", "image", "image_url"):
-                    raise ValueError(f"Message {index} has a block of type {block['type']!r}, expected text or image.")
-                if block["type"] == "image":
-                    images += [block[key] for key in ("image", "url", "path", "base64") if key in block]
-                elif block["type"] == "image_url":
-                    url = block["image_url"]
-                    images.append(url["url"] if isinstance(url, dict) else url)
-            texts.append("".join(block["text"] for block in blocks if block["type"] == "text"))
-        if len(images) not in (0, 2):
-            raise ValueError(f"A chat needs two images, before and after; got {len(images)}.")
-        answer = texts.pop() if len(texts) % 2 == 0 else None
-        question = texts.pop()
-        return images, question, list(zip(texts[::2], texts[1::2], strict=True)), answer
+    def _images_of(found: list[list], given: Any, is_batch: bool) -> Any:
+        """The images of all chats: those in the messages, or what was given for places without."""
+        if given is not None:
+            if any(image is not None for images in found for image in images):
+                raise ValueError("Give the images in the messages or as `images`: only one.")
+            return given if is_batch else [given]
+        if any(found) and not all(found):
+            raise ValueError("Some chats of the batch have images and others have none.")
+        if any(image is None for images in found for image in images):
+            raise ValueError(f"An image block needs one of {', '.join(map(repr, IMAGE_SOURCES))}.")
+        return found if found[0] else None
 
     @property
     def model_input_names(self) -> list[str]:
