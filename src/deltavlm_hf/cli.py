@@ -59,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_commands(data.add_subparsers(title="commands", required=True, metavar="COMMAND"))
 
     for command in (ask, chat):
-        command.add_argument("before", type=Path, metavar="BEFORE", help="image of the first date")
-        command.add_argument("after", type=Path, metavar="AFTER", help="image of the second date")
+        command.add_argument("before", metavar="BEFORE", help="image of the first date: file or URL")
+        command.add_argument("after", metavar="AFTER", help="image of the second date: file or URL")
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument("--json", action="store_true", help="print the answer as a JSON object")
     for command in (ask, chat, demo):
@@ -248,9 +248,10 @@ def _load(args: argparse.Namespace, dtype: str = "auto", load_in_4bit: bool = Fa
 
 
 def _open_session(args: argparse.Namespace):
-    for path in (args.before, args.after):
-        if not path.is_file():  # before the model is loaded, which takes its time
-            raise FileNotFoundError(f"{path} is not a file")
+    for image in (args.before, args.after):
+        url = image.lower().startswith(("http:", "https:", "file:", "data:"))
+        if not url and not Path(image).is_file():  # before the model is loaded, which takes its time
+            raise FileNotFoundError(f"{image} is not a file")
     from .inference import ChangeSession
 
     model, processor = _load(args)
@@ -260,7 +261,7 @@ def _open_session(args: argparse.Namespace):
 def _ask(args: argparse.Namespace) -> int:
     answer = _open_session(args).ask(args.question, **_limit(args))
     if args.json:
-        asked = {"before": str(args.before), "after": str(args.after), "question": args.question}
+        asked = {"before": args.before, "after": args.after, "question": args.question}
         print(json.dumps({**asked, "answer": answer, "model": args.model or "tiny"}, ensure_ascii=False))
     else:
         print(answer)

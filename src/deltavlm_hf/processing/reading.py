@@ -95,7 +95,7 @@ def check_image(image: Image.Image) -> None:
         raise _Refused(f"{_describe(image.tag_v2)}, {fault}; {_AS_ARRAY}")
 
 
-def open_file(path: str | os.PathLike) -> BinaryIO:
+def open_file(path: str | os.PathLike) -> io.BufferedReader:
     """
     Opens a regular file: a pipe or a device would be waited for, perhaps for good.
 
@@ -118,7 +118,12 @@ def _opened(source: Any) -> Iterator[Image.Image]:
     said, way_out = f"cannot read {name} as an image", "replace the file or leave the pair out"
     if isinstance(source, str) and not os.path.exists(source):
         said, way_out = f"cannot load {name}", "check it, or pass a path"
-        source = _from_text(source)
+        try:
+            source = _from_text(source)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # of the network, of a server, of base64, of the URL itself
+            raise ValueError(f"{said} ({str(error) or type(error).__name__}); {way_out}") from error
     with _file(source) as file:
         try:
             yield _open(file)
@@ -178,7 +183,7 @@ def _from_text(text: str) -> Path | bytes:
     if start.startswith("file:"):
         parts = urlsplit(text)
         if parts.netloc not in ("", "localhost"):
-            raise ValueError(f"cannot load {text[:200]!r} (it lies on {parts.netloc!r}); only local files are read")
+            raise ValueError(f"it lies on {parts.netloc!r}, only files of this machine are read")
         return Path(url2pathname(parts.path))
     if start.startswith(("http://", "https://")):
         return _fetch(text)
@@ -197,18 +202,12 @@ def _fetch(url: str) -> bytes:
     """The content behind a URL, within bounds of size and time."""
     content = bytearray()
     end = time.monotonic() + MAX_SECONDS
-    try:
-        with httpx.stream("GET", url, timeout=30, follow_redirects=True) as response:
-            response.raise_for_status()
-            for piece in response.iter_bytes():
-                content += piece
-                if len(content) > MAX_DOWNLOAD:
-                    raise ValueError(f"more than {MAX_DOWNLOAD} bytes")
-                if time.monotonic() > end:
-                    raise ValueError(f"took more than {MAX_SECONDS} seconds")
-    except Exception as error:  # of the network, the server or the URL itself
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"cannot load {url[:200]!r} ({reason}); check it, or pass a path") from error
+    with httpx.stream("GET", url, timeout=30, follow_redirects=True) as response:
+        response.raise_for_status()
+        for piece in response.iter_bytes():
+            content += piece
+            if len(content) > MAX_DOWNLOAD or time.monotonic() > end:
+                raise ValueError(f"more than {MAX_DOWNLOAD} bytes or {MAX_SECONDS} seconds")
     return bytes(content)
 
 
