@@ -1,12 +1,15 @@
 """The command line, as a user meets it: real processes, real files, the model that ships with the package."""
 
+import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +45,19 @@ def images(tmp_path_factory):
 def test_ask(images):
     done = deltavlm("ask", *images, BINARY)
     assert (done.returncode, done.stdout) == (0, "yes\n"), done.stderr
+
+
+def test_ask_about_urls(images):
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=images[0].parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        done = deltavlm("ask", f"{url}/before.png", images[1].as_uri(), BINARY)
+        gone = deltavlm("ask", images[0], f"{url}/gone.png", BINARY)
+        server.shutdown()
+    assert (done.returncode, done.stdout) == (0, "yes\n"), done.stderr
+    assert gone.returncode == 1 and gone.stdout == ""
+    assert f"deltavlm: error: pair 1, after image: cannot load '{url}/gone.png'" in gone.stderr
 
 
 def test_ask_of_an_unchanged_pair(images):
