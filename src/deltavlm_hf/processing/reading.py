@@ -112,9 +112,10 @@ def open_file(path: str | os.PathLike) -> io.BufferedReader:
 @contextmanager
 def _opened(source: Any) -> Iterator[Image.Image]:
     """An image whose header has been looked at. What Pillow raises, here or while it decodes, becomes ours."""
-    name = _name(source)
+    path = source.get("path") if isinstance(source, Mapping) else None
     if isinstance(source, Mapping):
         source = _of_row(source)
+    name = _name(source) if path is None else repr(path)[:200]
     said, way_out = f"cannot read {name} as an image", "replace the file or leave the pair out"
     if isinstance(source, str) and not os.path.exists(source):
         said, way_out = f"cannot load {name}", "check it, or pass a path"
@@ -139,17 +140,19 @@ def _opened(source: Any) -> Iterator[Image.Image]:
 
 def _of_row(source: Mapping) -> Any:
     """What an undecoded image of `datasets` is in: its bytes or, without, the file at its path."""
-    if source.get("bytes") is not None:
-        return source["bytes"]
-    if source.get("path") is None:
-        raise ValueError(f"expected an image with `bytes` or `path`, got a dict with {', '.join(map(repr, source))}")
-    return source["path"] if "://" in source["path"] else Path(source["path"])
+    content, path = source.get("bytes"), source.get("path")
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return content
+    if content is None and isinstance(path, (str, os.PathLike)):
+        return path if "://" in str(path) else Path(path)
+    given = ", ".join(f"{key!r}: {type(value).__name__}" for key, value in source.items())
+    raise ValueError(
+        f"expected an image as {{'bytes': bytes, 'path': str}}, of which one may be None, got {{{given}}}"
+    )
 
 
 def _name(source: Any) -> str:
     """What an image is called in messages."""
-    if isinstance(source, Mapping):
-        source = _of_row(source) if source.get("path") is None else source["path"]
     if isinstance(source, (str, os.PathLike)):
         return repr(os.fspath(source)[:200])
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -174,7 +177,7 @@ def _file(source: Any) -> BinaryIO:
         source = source.read()
     if isinstance(source, str):
         raise ValueError("got a file that was opened as text; open it with mode 'rb'")
-    return io.BytesIO(source)
+    return io.BytesIO(bytes(source))
 
 
 def _from_text(text: str) -> Path | bytes:
