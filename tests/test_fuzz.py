@@ -35,6 +35,8 @@ IMAGE_KINDS: dict[str, dict[str, Any]] = {
     "bmp": {},
     "gif": {},
     "webp": {},
+    "jpeg2000": {},
+    "ppm": {},
 }
 CHECKPOINTS = {  # how many of each file
     "model.safetensors": 300,

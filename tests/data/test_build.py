@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from broken_images import REFUSED
 from paths import SHARED
 from PIL import Image
 
@@ -184,6 +185,21 @@ def test_odd_files(levir):
     Image.new("L", (60, 60)).save(labels / "a.tif")
     with pytest.raises(ValueError, match="has both a.png and a.tif"):
         find_pairs(levir)
+
+
+@pytest.mark.parametrize("fault", ["bomb", "PostScript", "four grey bands", "empty"])
+def test_headers_are_looked_at_before_anything_is_built(levir, fault):
+    data = REFUSED[fault]
+    label = levir / "train" / "label" / "b.png"
+    whole = label.read_bytes()
+    label.write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"Masks do not fit: .*b.png cannot be opened: cannot read .*b.png' as an image"
+    ):
+        find_pairs(levir)
+    label.write_bytes(whole)
+    (levir / "train" / "A" / "b.png").write_bytes(data)  # which nothing is built from
+    assert [pair.name for pair in find_pairs(levir)] == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", ["a/b.png", "../a.png", "a::b.png", "a\\b.png"])

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from broken_images import write_refused
 from PIL import Image
 
 from deltavlm_hf.data import build_dataset, check_data, find_pairs
@@ -64,6 +65,22 @@ def test_images(mine):
     assert (where, detail) == ("train/A/train_000003.png", "32x32, and train/B/train_000003.png has 31x32")
     assert len(report.problems) == 4
     assert check_data(mine, look_at_images=False).problems == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_images_of_every_fault_are_told(mine):
+    names = write_refused(mine / "images" / "train" / "A")
+
+    def add(items):
+        for name in names:
+            items.append({**items[0], "id": name, "image": [f"train/A/{name}", items[0]["image"][1]]})
+
+    change(mine, "train", add)
+    report = check_data(mine)
+    assert found(report, "missing image") == [("train/A/refused_pipe.png", "", "no such file")]
+    told = {where: detail for where, _, detail in found(report, "unreadable image")}
+    assert sorted(told) == [f"train/A/{name}" for name in names[:-1]]
+    assert all(detail.startswith("cannot read 'refused_") or "pipe" in detail for detail in told.values())
 
 
 def answers(items: list, index: int, turn: int, text: str) -> None:

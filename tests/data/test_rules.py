@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from broken_images import REFUSED
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -188,5 +189,13 @@ def test_what_is_too_faint_or_of_another_kind(tmp_path):
 
 def test_a_file_that_is_no_image(tmp_path):
     (tmp_path / "mask.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"Cannot read the mask .*mask.png"):
+        load_mask(tmp_path / "mask.png")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED)
+def test_masks_of_every_fault_are_named(tmp_path, data):
+    (tmp_path / "mask.png").write_bytes(data)
     with pytest.raises(ValueError, match=r"Cannot read the mask .*mask.png"):
         load_mask(tmp_path / "mask.png")

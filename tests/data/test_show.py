@@ -4,10 +4,11 @@ import re
 
 import numpy as np
 import pytest
+from broken_images import REFUSED, write_refused
 from PIL import Image
 
 from deltavlm_hf.data import load_changechat, load_generated, write_sheet
-from deltavlm_hf.data.show import COLOURS, overlay, undecoded
+from deltavlm_hf.data.show import COLOURS, as_seen, overlay, undecoded
 
 
 def pictures(page: str) -> list[Image.Image]:
@@ -48,6 +49,33 @@ def test_files_that_are_missing_or_broken_are_shown_as_such(changechat, tmp_path
     page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
     assert "No such file or directory" in page and "cannot identify image file" in page
     assert len(pictures(page)) == 9 - 1 - 2  # the overlay needs the second date
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_images_of_every_fault_are_shown_as_such(changechat, tmp_path):
+    names = write_refused(tmp_path)
+    (row,) = undecoded(load_changechat(changechat, split="test", tasks=["grid"], masks=True)).select([0])
+    rows = [{**row, "before": {"bytes": None, "path": str(tmp_path / name)}} for name in names]
+    rows += [{**row, "after": {"bytes": data, "path": None}} for data in REFUSED.values()]
+    rows += [{**row, "mask": {"bytes": data, "path": None}} for data in REFUSED.values()]
+    assert write_sheet([*rows, row], tmp_path / "sheet.html") == len(rows) + 1
+    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    assert page.count("<article>") == len(rows) + 1
+    assert len(pictures(page)) == 3 + 2 * len(names) + (1 + 2) * len(REFUSED)  # no overlay on a date that is not there
+
+
+def test_a_data_set_is_shown_whatever_its_images(changechat, tmp_path):
+    """Decoded as rows are looked at, one broken file would end the sheet."""
+    rows = load_changechat(changechat, split="test", tasks=["grid"])
+    (changechat / "images" / "test" / "A" / "test_000001.png").write_bytes(REFUSED["bomb"])
+    assert write_sheet(rows, tmp_path / "sheet.html") == 3
+    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    assert "pixels" in page and len(pictures(page)) == 5
+
+
+def test_16_bits_are_shown_as_the_model_gets_them(tmp_path):
+    levels = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096
+    assert np.asarray(as_seen(Image.fromarray(levels)))[..., 0].tolist() == (levels / 257).round().tolist()
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

@@ -11,11 +11,20 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from broken_images import write_refused
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainerState, TrainingArguments
 
 import deltavlm_hf
 from deltavlm_hf.data import PairCollator, load_generated
-from deltavlm_hf.evaluation import AnswerMetrics, ModelAnswerer, evaluate_predictions, make_baseline, predict
+from deltavlm_hf.data.show import undecoded
+from deltavlm_hf.evaluation import (
+    AnswerMetrics,
+    ModelAnswerer,
+    evaluate_predictions,
+    make_baseline,
+    predict,
+    write_report,
+)
 from deltavlm_hf.inference import answer
 
 SEED = 4_500_000  # beyond all that the shipped model was trained or tested on
@@ -162,6 +171,35 @@ def test_what_fails_is_told_apart(model, processor, rows, answers, tmp_path):
     again = predict(watched, rows, tmp_path, {}, batch_size=4)  # with images that are whole now
     assert again == answers
     assert len(watched.asked) == 8 + 5  # only what had failed
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_images_of_every_fault_cost_their_own_records_only(tmp_path):
+    """From the answers to the report, whose worst cases show images."""
+    names = write_refused(tmp_path)
+    whole = load_generated(len(names) + 1, SEED, tasks=["binary", "count"])
+
+    def break_image(row, index):
+        if index // 2 < len(names):
+            date = ("before", "after")[index // 2 % 2]
+            row[date] = {"bytes": None, "path": str(tmp_path / names[index // 2])}
+        return row
+
+    rows = undecoded(whole).map(break_image, with_indices=True)
+    found = predict(make_baseline("no-change", None), rows, tmp_path / "answers", {}, batch_size=4)
+    assert ["error" in entry for entry in found] == [True] * 2 * len(names) + [False] * 2
+    for entry, name in zip(found[::2], names, strict=False):
+        assert name in entry["error"]
+    results, cases = evaluate_predictions(rows.remove_columns(["before", "after"]), found, intervals=False)
+    assert results["binary"]["failed"] == len(names)
+    write_report(tmp_path / "report", {"no-change": results}, cases, rows, title="Broken", settings={})
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("<article>") == 16 and "No answer: " in page
+
+    nearest = make_baseline("nearest", rows)  # does without them too
+    assert nearest.differences.shape == (1, 256)
+    with pytest.raises(ValueError, match="no training pair whose images can be read"):
+        make_baseline("nearest", rows.select(range(4)))
 
 
 def test_a_folder_with_other_answers_is_refused(model, processor, rows, tmp_path):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 from safetensors.torch import load_file
+from torch.masked import masked_tensor
 
 from deltavlm_hf.processing.image_processing_deltavlm import DeltaVLMImageProcessor
 
@@ -92,6 +93,20 @@ def test_every_form_of_pairs_gives_the_same(png):
         torch.testing.assert_close(SMALL(pair, return_tensors="pt")["pixel_values"], expected, rtol=0, atol=0)
     batch = SMALL([(image, image), [png, RGB]], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(batch, expected.expand(2, -1, -1, -1, -1), rtol=0, atol=0)
+
+
+def test_pairs_in_a_list_are_pairs(png):
+    """However a pair is written, as in chats and data sets, and as the message for two lists says."""
+    images = [np.full((4, 4), level, np.uint8) for level in (0, 80, 160, 240)]
+    first, second, third, fourth = images
+    expected = RAW([(first, second), (third, fourth)], return_tensors="np")["pixel_values"]
+    assert expected[:, :, 0, 0, 0].tolist() == [[0, 80], [160, 240]]
+    for pairs in (
+        [[first, second], [third, fourth]],
+        [(first, second), [third, fourth]],
+        list(zip([first, third], [second, fourth], strict=True)),
+    ):
+        np.testing.assert_array_equal(RAW(pairs, return_tensors="np")["pixel_values"], expected)
 
 
 def test_fetched_pairs_can_be_passed_on(png):
@@ -180,6 +195,34 @@ def test_float_is_scaled_and_not_clipped(tmp_path):
     np.testing.assert_array_equal(to_rgb(np.full((2, 2), 1 + 1e-6)), 255)  # rounding is forgiven
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_arrays_in_any_memory_are_read():
+    """Views, other byte orders and subclasses hold the same values; what is passed is not written to."""
+    grey = np.repeat(GREY[..., None], 3, axis=-1)
+    frozen = RGB.copy()
+    frozen.flags.writeable = False
+    for array, expected in [
+        (RGB[::-1, ::-1], RGB[::-1, ::-1]),
+        (np.asfortranarray(RGB), RGB),
+        (frozen, RGB),
+        (np.repeat(RGB, 2, axis=1)[:, ::2], RGB),
+        ((GREY.astype(np.uint16) * 257).astype(">u2"), grey),
+        ((GREY / 255).astype(">f4"), grey),
+        (GREY.view(np.recarray), grey),
+        (np.matrix(GREY), grey),
+        (np.ma.array(RGB), RGB),
+        (np.ma.array(RGB, mask=np.zeros_like(RGB, bool)), RGB),
+        (np.ma.array(GREY / 255, mask=False), grey),
+        (torch.from_numpy(RGB).permute(2, 0, 1), RGB),
+    ]:
+        np.testing.assert_array_equal(to_rgb(array), expected)
+    stack = np.ma.array([RGB, RGB], mask=np.zeros((2, *RGB.shape), bool))
+    np.testing.assert_array_equal(RAW(stack)["pixel_values"], RAW((RGB, RGB))["pixel_values"])
+    stack[1, 0, 0] = np.ma.masked
+    with pytest.raises(ValueError, match="^pair 1, after image: 3 of 144 values of the masked array are hidden"):
+        RAW(stack)
+
+
 def test_array_channels():
     rgba = np.concatenate([RGB, np.zeros((6, 8, 1), np.uint8)], axis=-1)
     grey = np.repeat(GREY[..., None], 3, axis=-1)
@@ -224,6 +267,7 @@ def test_first_frame_is_taken(tmp_path):
 # Errors: the message names the item, what was got and expected, and the way out
 
 IMAGE = Image.fromarray(RGB)
+AMBIGUOUS = r"could be \(befores, afters\) or two pairs: pass a list of pairs .*list\(zip\(befores, afters"
 NOT_PAIRS = {
     "single image": (IMAGE, "expected 2 images .* got a single Image: pass one pair"),
     "single path": ("a.png", "got a single str"),
@@ -244,6 +288,14 @@ NOT_PAIRS = {
         [torch.zeros(2, 3, 4, 4)] * 2,
         r"pair 1, .* \(2, 3, 4, 4\); a batch .* \(B, 2, C, H, W\)",
     ),
+    "two lists": (([IMAGE, IMAGE], [IMAGE, IMAGE]), AMBIGUOUS),
+    "two lists of one": (([IMAGE], [IMAGE]), AMBIGUOUS),
+    "two lists of three": (([IMAGE] * 3, [IMAGE] * 3), AMBIGUOUS),
+    "two lists of paths": ((["a.png", "b.png"], ["c.png", "d.png"]), AMBIGUOUS),
+    "two tuples": (((IMAGE, IMAGE), (IMAGE, IMAGE)), AMBIGUOUS),
+    "a list and a tuple": (([IMAGE, IMAGE], (IMAGE, IMAGE)), AMBIGUOUS),
+    "two stacks": ((np.zeros((2, 4, 4, 3), np.uint8),) * 2, r"a batch .* \(B, 2, C, H, W\)"),
+    "two stacks in a list": ([np.zeros((5, 4, 4, 3), np.uint8)] * 2, r"a batch .* \(B, 2, C, H, W\)"),
     "too deep": ([[(IMAGE, IMAGE), (IMAGE, IMAGE)]], "pair 1, before image: expected a PIL image.* got tuple"),
     "missing date": ((IMAGE, None), "pair 1, after image: expected .* got NoneType"),
     "missing date in a batch": ([(IMAGE, IMAGE), (IMAGE, None)], "pair 2, after image: expected .* got NoneType"),
@@ -256,7 +308,22 @@ def test_what_is_no_pair_is_refused(images, message):
         SMALL(images)
 
 
+HIDDEN = "2 of 4 values of the masked array are hidden, .*image.filled"
 UNUSABLE = {
+    "hidden values": (np.ma.array([[0, 1], [2, 3]], np.uint8, mask=[[0, 1], [0, 1]]), HIDDEN),
+    "hidden floats": (np.ma.masked_greater(np.array([[0.1, 0.9], [0.2, 0.8]]), 0.5), HIDDEN),
+    "hidden for good": (np.ma.array([[0, 1], [2, 3]], np.uint16, mask=[[0, 1], [0, 1]], hard_mask=True), HIDDEN),
+    "all hidden": (np.ma.masked_all((4, 4, 3), np.uint8), "48 of 48 values of the masked array are hidden"),
+    "hidden in one band": (np.ma.array(RGB, mask=RGB == RGB.max()), "values of the masked array are hidden"),
+    "sparse tensor": (torch.rand(4, 4).to_sparse(), "expected a plain tensor with values: .*to_dense"),
+    "tensor without values": (torch.rand(4, 4, device="meta"), "expected a plain tensor with values: .*meta"),
+    "objects": (RGB.astype(object), "got object"),
+    "structured": (np.zeros((4, 4), [("red", "u1"), ("green", "u1")]), "expected dtype uint8"),
+    "int8": (GREY.astype(np.int8), "got int8"),
+    "int16": (GREY.astype(np.int16), "got int16"),
+    "uint32": (GREY.astype(np.uint32), "got uint32"),
+    "dates": (GREY.astype("M8[s]"), "expected dtype uint8"),
+    "lists of lists": (GREY.tolist(), "got list"),
     "five bands": (np.zeros((5, 6, 7), np.uint8), r"1 \(grey\), 3 \(RGB\) or 4 \(RGBA\) .* \(5, 6, 7\): pick the red"),
     "two bands": (np.zeros((6, 7, 2), np.uint8), r"\(6, 7, 2\): pick"),
     "vector": (np.zeros(5, np.uint8), r"expected an image of shape .* got \(5,\)"),
@@ -281,6 +348,13 @@ def test_unusable_image_is_named(image, message):
         SMALL([(RGB, RGB), (RGB, image)])
     with pytest.raises(ValueError, match=f"^pair 1, before image: .*{message}"):
         SMALL([(image, RGB)])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
+def test_masked_tensor_is_named():
+    hidden = masked_tensor(torch.rand(4, 4), torch.rand(4, 4) > 0.5)
+    with pytest.raises(ValueError, match="^pair 1, after image: expected a plain tensor with values"):
+        SMALL((RGB, hidden))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from broken_images import BOMB
 
 from deltavlm_hf.data import load_generated
 from deltavlm_hf.training import PairAugmentation, TrainingRows
@@ -74,3 +75,12 @@ def test_augmentation_changes_with_the_epoch_and_with_nothing_else(many):
     seen = [np.asarray(rows[0, epoch]["after"]) for epoch in range(6)]
     assert all(np.array_equal(image, twin[0, epoch]["after"]) for epoch, image in enumerate(seen))
     assert len({image.tobytes() for image in seen}) > 1
+
+
+def test_images_are_read_by_the_one_reader(many):
+    rows = TrainingRows(many.select([0]))
+    assert set(rows[0]["before"]) == {"bytes", "path"}  # for the processor, which reads it within its bounds
+    augmented = TrainingRows(many.select([0]).map(lambda row: row), PairAugmentation())
+    augmented.rows = augmented.rows.map(lambda row: {**row, "after": {"bytes": BOMB, "path": "bomb.png"}})
+    with pytest.raises(ValueError, match="cannot read 'bomb.png' as an image .*pixels"):
+        augmented[0, 0]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..processing.reading import READING_ERRORS, image_size
 from .changechat import images_in, mask_folder
 from .questions import TASKS, make_turns, says_change
 from .records import Record, RecordError, check_path, write_records
@@ -114,22 +115,20 @@ def _check_masks(images: Path, pairs: Iterable[Pair]) -> None:
     problems = []
     for pair in pairs:
         if pair.mask is not None:
-            mask, image = _size(pair.mask), _size(images / pair.before) if (images / pair.before).is_file() else None
-            if mask is None:
-                problems.append(f"{pair.mask} cannot be opened")
-            elif image is not None and mask != image:
+            try:
+                mask = image_size(pair.mask)
+            except READING_ERRORS as error:
+                problems.append(f"{pair.mask} cannot be opened: {error}")
+                continue
+            try:
+                image = image_size(images / pair.before)
+            except READING_ERRORS:  # it need not be there yet; `data check` tells what is wrong with it
+                continue
+            if mask != image:
                 problems.append(f"{pair.mask} has {mask[0]}x{mask[1]}, its image {image[0]}x{image[1]} pixels")
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"Masks do not fit: {'; '.join(problems[:5])}{more}.")
-
-
-def _size(path: Path) -> tuple[int, int] | None:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError:
-        return None
 
 
 def read_captions(path: str | Path, split: str) -> dict[str, tuple[str, ...]]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
+from ..processing.reading import READING_ERRORS, read_image
 from .changechat import AnnotationFile, find_annotations, find_images
 from .questions import TASKS, parse_count, parse_grid, parse_yes_no, question_task, says_change
 from .records import Record, RecordError, read_items
@@ -274,8 +274,6 @@ def _look_at(folder: Path, name: str) -> tuple[int, int] | Problem:
     if not path.is_file():
         return Problem("missing image", name, "", "no such file")
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return read_image(path).size
+    except READING_ERRORS as error:
         return Problem("unreadable image", name, "", str(error).replace(str(path), path.name))

@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from ..processing.reading import READING_ERRORS, read_image
+
 ROAD, BUILDING = 128, 255
 CELLS = tuple(f"{row}-{column}" for row in ("top", "center", "bottom") for column in ("left", "center", "right"))
 
@@ -118,9 +120,8 @@ def load_mask(source: str | Path | Image.Image, binary: bool = False) -> np.ndar
     """
     if not isinstance(source, Image.Image):
         try:
-            with Image.open(source) as image:
-                image.load()
-        except OSError as error:
+            image = read_image(source)
+        except READING_ERRORS as error:
             raise ValueError(f"Cannot read the mask {source}: {error}") from error
         return _classify(image, binary, f"The mask {source}")
     return _classify(source, binary, "The mask")

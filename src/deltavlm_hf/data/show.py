@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 
 from ..files import write_whole
+from ..processing import DeltaVLMImageProcessor
+from ..processing.reading import READING_ERRORS, read_image
 from .rules import BUILDING, ROAD, load_mask
 
 COLOURS = {"road": (ROAD, (255, 200, 0)), "building": (BUILDING, (255, 0, 60))}
@@ -46,16 +48,15 @@ def write_sheet(rows: Iterable[dict], path: str | Path, title: str = "Records") 
     Writes a contact sheet that needs nothing but a browser. The file appears when it is complete.
 
     Args:
-        rows (`Iterable[dict]`): as [`load_changechat`] and [`load_generated`] give them, images decoded or not
-            ([`undecoded`]: then files that are missing or broken are shown as such). With a `mask` column what changed
-            is laid over the second date.
+        rows (`Iterable[dict]`): as [`load_changechat`] and [`load_generated`] give them. Files that are missing or
+            broken are shown as such. With a `mask` column what changed is laid over the second date.
         path (`str` or `Path`): the HTML file to write.
         title (`str`, *optional*).
 
     Returns:
         `int`: how many records it shows.
     """
-    articles = [_article(row) for row in rows]
+    articles = [_article(row) for row in (undecoded(rows) if isinstance(rows, datasets.Dataset) else rows)]
     page = _PAGE.substitute(
         title=html.escape(title),
         side=SIDE,
@@ -96,10 +97,10 @@ def figure(caption: str, image: Image.Image | dict, mask: Image.Image | dict | N
         mask (`PIL.Image.Image` or `dict`, *optional*).
     """
     try:
-        shown = _decode(image).convert("RGB")
+        shown = as_seen(_decoded(image))
         if mask is not None:
-            shown = overlay(shown, _decode(mask))
-    except (OSError, ValueError) as error:
+            shown = overlay(shown, _decoded(mask))
+    except READING_ERRORS as error:
         return f"<figure><p>{html.escape(str(error))}</p><figcaption>{caption}</figcaption></figure>"
     buffer = io.BytesIO()
     shown.thumbnail((SIDE, SIDE))
@@ -108,8 +109,14 @@ def figure(caption: str, image: Image.Image | dict, mask: Image.Image | dict | N
     return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{caption}</figcaption></figure>'
 
 
-def _decode(image: Image.Image | dict) -> Image.Image:
-    return image if isinstance(image, Image.Image) else datasets.Image().decode_example(image)
+def _decoded(image: Image.Image | dict) -> Image.Image:
+    return image if isinstance(image, Image.Image) else read_image(image)
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """An image of any mode in the colours that the model gets: 16 bits scaled, not cut off."""
+    levels = DeltaVLMImageProcessor().process_image(image)  # (3, H, W)
+    return Image.fromarray(np.moveaxis(levels, 0, -1))
 
 
 def undecoded(rows):

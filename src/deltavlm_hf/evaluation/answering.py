@@ -19,6 +19,7 @@ from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from ..processing.processing_deltavlm import Turn
+from ..processing.reading import READING_ERRORS, read_image
 
 logger = logging.getLogger(__name__)
 
@@ -193,16 +194,15 @@ def _answer_chunk(
     answerer: Answerer, rows: datasets.Dataset, pairs: list[list[int]], batch_size: int, **form: bool
 ) -> Iterator[dict[str, Any]]:
     """Answers all rows about some pairs; what fails is told apart and does not stop the others."""
-    decode = datasets.Image().decode_example
     images: list[Pair] = []
     which: dict[int, int] = {}  # row -> number of its pair among the images
     errors: dict[int, str] = {}
     for pair in pairs:
         row = rows[pair[0]]
         try:
-            images.append((decode(row["before"]), decode(row["after"])))
+            images.append((read_image(row["before"]), read_image(row["after"])))
             which.update(dict.fromkeys(pair, len(images) - 1))
-        except Exception as error:  # whatever a broken file makes its reader raise
+        except READING_ERRORS as error:
             errors.update(dict.fromkeys(pair, f"{type(error).__name__}: {error}"))
     records = {index: rows[index] for pair in pairs for index in pair}
     answers: dict[int, list[str]] = {index: [] for index in which}

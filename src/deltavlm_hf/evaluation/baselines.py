@@ -1,5 +1,6 @@
 """What any model must beat, answered by the same code: no change always, the majority answer, the nearest pair."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +10,11 @@ import numpy as np
 
 from ..data.questions import NO_CHANGE, format_count, format_grid, question_task
 from ..data.rules import LEVIR, read_facts
-from ..data.show import undecoded
+from ..data.show import as_seen, undecoded
+from ..processing.reading import READING_ERRORS, read_image
 from .answering import Pair, pair_key
+
+logger = logging.getLogger(__name__)
 
 BASELINES = ("no-change", "majority", "nearest")
 
@@ -67,24 +71,35 @@ class Nearest:
     grey at 16 x 16 pixels. Questions it has no answer to get the majority's.
 
     Args:
-        rows (`Dataset`): training data, see [`load_changechat`].
+        rows (`Dataset`): training data, see [`load_changechat`]. Pairs that cannot be read are left out and told.
+
+    Raises:
+        ValueError: if no pair can be read.
     """
 
     def __init__(self, rows: datasets.Dataset):
         self.majority = Majority(rows)
         self.answers: list[dict[str, str]] = []
         differences: list[np.ndarray] = []
-        numbers: dict[tuple, int] = {}
-        decode = datasets.Image().decode_example
+        numbers: dict[tuple, int | None] = {}
         for row in undecoded(rows):
             name = pair_key(row)
             if name not in numbers:
-                numbers[name] = len(differences)
-                differences.append(_difference((decode(row["before"]), decode(row["after"]))))
+                try:
+                    differences.append(_difference((read_image(row["before"]), read_image(row["after"]))))
+                except READING_ERRORS as error:
+                    logger.warning("The baseline nearest does without %s: %s", row["id"], error)
+                    numbers[name] = None
+                    continue
+                numbers[name] = len(self.answers)
                 self.answers.append({})
-            for turn in row["turns"]:
-                for question in (turn["question"], question_task(turn["question"])):
-                    self.answers[numbers[name]].setdefault(question, turn["answer"])
+            number = numbers[name]
+            if number is not None:
+                for turn in row["turns"]:
+                    for question in (turn["question"], question_task(turn["question"])):
+                        self.answers[number].setdefault(question, turn["answer"])
+        if not differences:
+            raise ValueError("The baseline nearest has no training pair whose images can be read.")
         self.differences = np.stack(differences)  # (n, 256)
 
     def encode(self, pairs: Sequence[Pair]) -> list[int]:
@@ -120,5 +135,5 @@ def make_baseline(name: str, training_rows: datasets.Dataset | None) -> Any:
 
 
 def _difference(pair: Pair) -> np.ndarray:
-    before, after = (np.asarray(image.convert("L").resize((_SIDE, _SIDE)), np.float32) for image in pair)
+    before, after = (np.asarray(as_seen(image).convert("L").resize((_SIDE, _SIDE)), np.float32) for image in pair)
     return (after - before).ravel()  # (256,)

@@ -4,8 +4,6 @@ Image processor of DeltaVLM: pairs of images of one place, in any usual form, be
 Shapes: B pairs, H height, W width, C channels.
 """
 
-import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,8 +18,9 @@ from transformers.image_utils import (
     OPENAI_CLIP_STD,
     ChannelDimension,
     PILImageResampling,
-    load_image,
 )
+
+from .reading import check_image, read_image
 
 CHANNEL_COUNTS = (1, 3, 4)
 ROUNDING = 1e-3  # how far a float image may leave [0, 1]: a quarter of a grey level is rounding, more is other data
@@ -32,9 +31,12 @@ class DeltaVLMImageProcessor(PilBackend):
     Turns pairs of images (before, after) into `pixel_values` of shape `(B, 2, 3, H, W)`.
 
     `images` is one pair `(before, after)` or a list of pairs `[(before, after), ...]`; an array or tensor of shape
-    `(2, 3, H, W)` or `(B, 2, 3, H, W)` is a pair or a batch of pairs. The two dates may differ in size, mode and type.
-    Each image is a PIL image, a numpy array, a torch tensor, a path, or what transformers' `load_image` reads besides
-    (a URL, `data:image/...`, base64). Resizing is PIL's bicubic, as in the authors' training.
+    `(2, 3, H, W)` or `(B, 2, 3, H, W)` is a pair or a batch of pairs. A tuple of two lists or tuples is refused: it
+    could be two pairs, or all first and all second dates. The two dates may differ in size, mode and type.
+
+    Each image is a PIL image, a numpy array, a torch tensor, or a file of PNG, JPEG, TIFF, WebP, GIF, BMP, JPEG 2000
+    or PPM: a path, a URL (`file://` too), `data:image/...`, base64, bytes, an open file, or what
+    `datasets.Image(decode=False)` gives. Resizing is PIL's bicubic, as in the authors' training.
 
     What a pixel becomes depends on the image's mode or dtype alone, never on its content, so that both dates are
     treated alike and no change is invented:
@@ -48,9 +50,12 @@ class DeltaVLMImageProcessor(PilBackend):
     | 16 bit (PIL `I;16`, `I`; uint16) | 0..65535 -> 0..255; stretch 11- or 12-bit data yourself, both dates alike |
     | float (PIL `F`; float arrays) | [0, 1] -> 0..255; values outside are an error |
 
-    Pillow reads PNG and TIFF of three 16-bit channels as 8-bit RGB by itself. The EXIF orientation is applied, the
-    first frame of a multi-frame file is taken. Arrays are `(H, W)`, `(H, W, C)` or `(C, H, W)`; where both of the
-    latter fit, a tensor is read as `(C, H, W)` and a numpy array as `(H, W, C)`, unless `input_data_format` says.
+    Pillow reads PNG and TIFF of three 16-bit channels as 8-bit RGB by itself. A TIFF with more bands than Pillow
+    gives, or in a layout that it misreads, is refused: read it with rasterio or tifffile and pass an array. So is a
+    masked array that hides anything. The EXIF orientation is applied, the first frame of a multi-frame file is taken.
+
+    Arrays are `(H, W)`, `(H, W, C)` or `(C, H, W)`; where both of the latter fit, a tensor is read as `(C, H, W)` and
+    a numpy array as `(H, W, C)`, unless `input_data_format` says.
 
     Args:
         do_resize (`bool`, *optional*, defaults to `True`):
@@ -120,8 +125,9 @@ class DeltaVLMImageProcessor(PilBackend):
         if isinstance(image, Image.Image):
             image, channel_axes = _from_pil(image), (-1,)
         elif isinstance(image, torch.Tensor):
-            image, channel_axes = image.detach().cpu(), (0, -1)
-            image = (image.float() if image.is_floating_point() else image).numpy()  # numpy has no bfloat16
+            image, channel_axes = _from_tensor(image), (0, -1)
+        else:
+            image = _from_array(image)
         if input_data_format is not None and len(channel_axes) == 2:
             channel_axes = (0,) if ChannelDimension(input_data_format) is ChannelDimension.FIRST else (-1,)
 
@@ -173,6 +179,11 @@ def _as_pairs(images: Any) -> list[list[Any] | tuple[Any, ...]]:
         raise ValueError(f"expected 2 images (before, after), got a single {type(images).__name__}: {wanted}")
     if len(images) == 0:
         raise ValueError(f"expected at least 1 pair of images, got none: {wanted}")
+    if isinstance(images, tuple) and len(images) == 2 and all(isinstance(item, (list, tuple)) for item in images):
+        raise ValueError(
+            "a tuple of two lists could be (befores, afters) or two pairs: pass a list of pairs "
+            "[(before, after), (before, after)]; of two lists, list(zip(befores, afters, strict=True)) makes one"
+        )
     if not any(isinstance(item, (list, tuple)) for item in images):
         images = [images]
 
@@ -200,55 +211,32 @@ def _naming(number: int, date: str) -> Iterator[None]:
 
 
 def _load(image: Any) -> Image.Image | np.ndarray | torch.Tensor:
-    """Path, URL or base64 -> PIL image; anything loaded already is returned as it is."""
-    if isinstance(image, Image.Image) or _is_array(image):
-        return image
-    if isinstance(image, str) and not os.path.exists(image):
-        return _load_text(image)
-    if isinstance(image, (str, os.PathLike)):
-        return _load_file(image)
-    raise ValueError(
-        f"expected a PIL image, numpy array, torch tensor, path or URL, got {type(image).__name__}; "
-        "several pairs go as [(before, after), ...]"
-    )
+    """Whatever holds a file -> PIL image; anything loaded already is returned as it is."""
+    return image if isinstance(image, Image.Image) or _is_array(image) else read_image(image)
 
 
-def _load_text(text: str) -> Image.Image:
-    try:
-        return load_image(text)
-    except Exception as error:
-        if not text.startswith(("http://", "https://", "data:image/")):
-            raise FileNotFoundError(errno.ENOENT, "no such file (nor base64 of an image)", text[:200]) from error
-        reason = error.__context__ or error  # load_image's own message repeats all of the data
-        raise ValueError(f"cannot load {text[:200]!r} ({reason}); check it, or pass a path") from error
-
-
-def _load_file(path: str | os.PathLike) -> Image.Image:
-    with open(path, "rb") as file:  # given the path itself, Pillow 13 garbles uncompressed TIFFs with an orientation
-        try:
-            image = Image.open(file)
-            _check_pixels(image)
-            image.load()
-        except Exception as error:
-            raise ValueError(
-                f"cannot read {os.fspath(path)!r} as an image ({error}); replace the file or leave the pair out"
-            ) from error
-    return image
-
-
-def _check_pixels(image: Image.Image) -> None:
-    """Refuses an image above Pillow's own bound, where Pillow itself warns up to twice the bound."""
-    pixels = image.width * image.height
-    if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+def _from_array(image: np.ndarray) -> np.ndarray:
+    """A plain array; a masked one must show all of its values, which a model cannot be told to overlook."""
+    if isinstance(image, np.ma.MaskedArray) and np.ma.getmaskarray(image).any():
+        hidden = np.count_nonzero(np.ma.getmaskarray(image))
         raise ValueError(
-            f"{image.width} x {image.height} = {pixels} pixels, at most {Image.MAX_IMAGE_PIXELS} are allowed "
-            "(decompression bomb?); cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+            f"{hidden} of {image.size} values of the masked array are hidden, and nothing stands for the unknown: cut "
+            "them off both dates, or choose what the model shall see, alike for both dates, with image.filled(value)"
         )
+    return np.asarray(image)
+
+
+def _from_tensor(image: torch.Tensor) -> np.ndarray:
+    try:
+        image = image.detach().cpu()
+        return (image.float() if image.is_floating_point() else image).numpy()  # numpy has no bfloat16
+    except (RuntimeError, TypeError) as error:  # sparse, quantised, masked, on the meta device
+        raise ValueError(f"expected a plain tensor with values: {error}") from error
 
 
 def _from_pil(image: Image.Image) -> np.ndarray:
     """PIL image of any mode -> (H, W) in its own depth if 16-bit or float, else RGB (H, W, 3)."""
-    _check_pixels(image)
+    check_image(image)
     if 0 in image.size:
         raise ValueError(f"expected an image of at least 1 x 1 pixel, got {image.width} x {image.height}")
     image = ImageOps.exif_transpose(image)

@@ -16,6 +16,7 @@ from ..data.show import undecoded
 from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
+from ..processing.reading import open_file, read_image
 
 _KEPT_AS = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}  # NumPy has no bfloat16
 
@@ -140,8 +141,7 @@ class PrefixCache:
         return len(contents)
 
     def _compute(self, images: list[dict], device: torch.device | str) -> np.ndarray:
-        decode = datasets.Image().decode_example
-        decoded = [decode(image) for image in images]
+        decoded = [read_image(image) for image in images]
         pairs = [(image, image) for image in decoded]
         pixel_values = self.processor(images=pairs, return_tensors="pt")["pixel_values"][:, 0]
         states = self.model.encode_vision_prefix(pixel_values.to(device, self.model.dtype), self.first_block)
@@ -154,7 +154,8 @@ class PrefixCache:
             return hashlib.sha256(image["bytes"]).hexdigest()
         path = image["path"]
         if path not in self._contents:
-            self._contents[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            with open_file(path) as file:
+                self._contents[path] = hashlib.file_digest(file, "sha256").hexdigest()
         return self._contents[path]
 
     def __len__(self) -> int:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from ..data.changechat import check_tasks
+from ..data.show import undecoded
+from ..processing.reading import read_image
 from .augmentation import PairAugmentation
 
 _BLOCK = 64
@@ -16,7 +18,7 @@ _GROUP = 50  # batches' worth of rows that are sorted by length together, as in 
 
 class TrainingRows(torch.utils.data.Dataset):
     """
-    Rows for training, augmented.
+    Rows for training, augmented. Without augmentation their images are undecoded: the processor reads them.
 
     Args:
         rows (`datasets.Dataset`): see [`load_changechat`], with `unroll=True` to learn every turn of dialogues.
@@ -36,7 +38,7 @@ class TrainingRows(torch.utils.data.Dataset):
         task_weights: Mapping[str, float] | None = None,
         seed: int = 0,
     ):
-        self.rows = rows
+        self.rows = undecoded(rows)
         self.augmentation = augmentation
         self.seed = seed
         texts = rows.select_columns(["task", "turns"]).with_format(None)
@@ -61,6 +63,7 @@ class TrainingRows(torch.utils.data.Dataset):
         row = self.rows[index]
         if self.augmentation is None:
             return row
+        row = {**row, **{date: read_image(row[date]) for date in ("before", "after")}}
         return self.augmentation(row, np.random.default_rng([self.seed, epoch, index]))
 
 

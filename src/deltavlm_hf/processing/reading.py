@@ -1,0 +1,312 @@
+"""
+The one reader of image files. Which formats are read, how many pixels and which layouts is decided here, from a file's
+header, before anything is decoded; and so is what reading may raise: [`READING_ERRORS`].
+"""
+
+import base64
+import errno
+import io
+import os
+import stat
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import httpx
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000", "PPM")
+READING_ERRORS = (OSError, ValueError)
+
+MAX_DOWNLOAD = 512 * 2**20  # bytes of an image behind a URL
+MAX_SECONDS = 120  # that fetching one may take, 30 of them without a sign of life
+_NEITHER = "neither PNG, JPEG, TIFF, WebP, GIF, BMP, JPEG 2000 nor PPM, or damaged at its beginning"
+_AS_ARRAY = "read it with rasterio or tifffile and pass its red, green and blue as an array"
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JPEG2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")
+_PPM = tuple(b"P" + kind for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"f", b"F"))
+_BEGINNINGS = (*_TIFF, *_JPEG2000, *_PPM, b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
+
+# TIFF's tags, and what it calls numbers.
+_SUBFILE, _WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 258, 259, 262, 266
+_STRIPS, _SAMPLES, _PLANAR, _TILES, _EXTRA, _SAMPLE_FORMAT = 273, 277, 284, 324, 338, 339
+_NUMBERS = {1: "unsigned integers", 2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex numbers"}
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6
+
+
+class _Refused(ValueError):
+    """An image that may be sound and is not taken all the same; the message has the way out."""
+
+
+def read_image(source: Any) -> Image.Image:
+    """
+    Reads an image: header first, then pixels, turned upright by its EXIF orientation. Of several frames the first.
+
+    Args:
+        source: a path (`str` or `os.PathLike`); bytes, or an open binary file, which stays open; what
+            `datasets.Image(decode=False)` gives, `{"bytes": ..., "path": ...}`; a `file://`, `http://` or `https://`
+            URL; `data:image/...` or base64 as transformers' `load_image` reads them.
+
+    Returns:
+        `PIL.Image.Image`: decoded, in its own mode.
+
+    Raises:
+        OSError: if it cannot be opened (`FileNotFoundError`, `IsADirectoryError`, `PermissionError`), or is in none of
+            the formats that are read (`PIL.UnidentifiedImageError`).
+        ValueError: if it is damaged, too large, no regular file, of a layout that Pillow misreads, or cannot be
+            fetched. Nothing else is raised, whatever is in the file.
+    """
+    with _opened(source) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def image_size(source: Any) -> tuple[int, int]:
+    """
+    Width and height of an image as its header has them. Nothing is decoded; what [`read_image`] would refuse by the
+    header is refused here too.
+
+    Args and Raises: as [`read_image`].
+    """
+    with _opened(source) as image:
+        return image.size
+
+
+def check_image(image: Image.Image) -> None:
+    """
+    Raises a ValueError for an image above Pillow's own bound, where Pillow itself warns up to twice the bound, and for
+    a TIFF of which Pillow takes too few bands or mixes them up.
+    """
+    pixels = image.width * image.height
+    if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+        raise _Refused(
+            f"{image.width} x {image.height} = {pixels} pixels, at most {Image.MAX_IMAGE_PIXELS} are allowed "
+            "(decompression bomb?); cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        )
+    if isinstance(image, TiffImageFile) and (fault := _misread(image, image.tag_v2)):
+        raise _Refused(f"{_describe(image.tag_v2)}, {fault}; {_AS_ARRAY}")
+
+
+def open_file(path: str | os.PathLike) -> io.BufferedReader:
+    """
+    Opens a regular file: a pipe or a device would be waited for, perhaps for good.
+
+    Raises:
+        OSError: as `open`.
+        ValueError: if it is neither a file nor a folder.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{os.fspath(path)!r} is a pipe, a device or a socket, no file; pass what it holds as bytes")
+    return open(path, "rb")  # given the path itself, Pillow 13 garbles uncompressed TIFFs with an orientation
+
+
+@contextmanager
+def _opened(source: Any) -> Iterator[Image.Image]:
+    """An image whose header has been looked at. What Pillow raises, here or while it decodes, becomes ours."""
+    path = source.get("path") if isinstance(source, Mapping) else None
+    if isinstance(source, Mapping):
+        source = _of_row(source)
+    name = _name(source) if path is None else repr(path)[:200]
+    said, way_out = f"cannot read {name} as an image", "replace the file or leave the pair out"
+    if isinstance(source, str) and not os.path.exists(source):
+        said, way_out = f"cannot load {name}", "check it, or pass a path"
+        try:
+            source = _from_text(source)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # of the network, of a server, of base64, of the URL itself
+            raise ValueError(f"{said} ({str(error) or type(error).__name__}); {way_out}") from error
+    with _file(source) as file:
+        try:
+            yield _open(file)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except UnidentifiedImageError as error:
+            raise UnidentifiedImageError(f"{said} (cannot identify image file: {_NEITHER}); {way_out}") from error
+        except _Refused as error:
+            raise ValueError(f"{said}: {error}") from error
+        except BaseException as error:  # readers raise all kinds on damaged files; Rust's panics are no Exception
+            raise ValueError(f"{said} ({str(error) or type(error).__name__}); {way_out}") from error
+
+
+def _of_row(source: Mapping) -> Any:
+    """What an undecoded image of `datasets` is in: its bytes or, without, the file at its path."""
+    content, path = source.get("bytes"), source.get("path")
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return content
+    if content is None and isinstance(path, (str, os.PathLike)):
+        return path if "://" in str(path) else Path(path)
+    given = ", ".join(f"{key!r}: {type(value).__name__}" for key, value in source.items())
+    raise ValueError(
+        f"expected an image as {{'bytes': bytes, 'path': str}}, of which one may be None, got {{{given}}}"
+    )
+
+
+def _name(source: Any) -> str:
+    """What an image is called in messages."""
+    if isinstance(source, (str, os.PathLike)):
+        return repr(os.fspath(source)[:200])
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"{len(source)} bytes"
+    if hasattr(source, "read"):
+        return "an open file"
+    raise ValueError(
+        "expected a PIL image, numpy array, torch tensor, path, URL, bytes or open file, "
+        f"got {type(source).__name__}; several pairs go as [(before, after), ...]"
+    )
+
+
+def _file(source: Any) -> BinaryIO:
+    """A file of our own with the content of a path, bytes or an open file."""
+    if isinstance(source, (str, os.PathLike)):
+        return open_file(source)
+    if hasattr(source, "read"):
+        try:
+            source.seek(0)
+        except (AttributeError, OSError):  # a stream: it begins where it is
+            pass
+        source = source.read()
+    if isinstance(source, str):
+        raise ValueError("got a file that was opened as text; open it with mode 'rb'")
+    return io.BytesIO(bytes(source))
+
+
+def _from_text(text: str) -> Path | bytes:
+    """What stands behind a text that is no path here: a URL, or an image as base64."""
+    start = text[:8].lower()
+    if start.startswith("file:"):
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise ValueError(f"it lies on {parts.netloc!r}, only files of this machine are read")
+        return Path(url2pathname(parts.path))
+    if start.startswith(("http://", "https://")):
+        return _fetch(text)
+    if start.startswith("data:"):
+        return base64.decodebytes(text.partition(",")[2].encode())
+    try:
+        content = base64.decodebytes(text.encode())
+    except ValueError:
+        content = b""
+    if not content.startswith(_BEGINNINGS):
+        raise FileNotFoundError(errno.ENOENT, "no such file (nor base64 of an image)", text[:200])
+    return content
+
+
+def _fetch(url: str) -> bytes:
+    """The content behind a URL, within bounds of size and time."""
+    content = bytearray()
+    end = time.monotonic() + MAX_SECONDS
+    with httpx.stream("GET", url, timeout=30, follow_redirects=True) as response:
+        response.raise_for_status()
+        for piece in response.iter_bytes():
+            content += piece
+            if len(content) > MAX_DOWNLOAD or time.monotonic() > end:
+                raise ValueError(f"more than {MAX_DOWNLOAD} bytes or {MAX_SECONDS} seconds")
+    return bytes(content)
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    """A file's image, undecoded; refused if its header tells that it is too large or would be misread."""
+    if not file.read(1):
+        raise ValueError("it is empty")
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise
+    except Exception as error:
+        reason = _unreadable(file)
+        if reason is not None:
+            raise _Refused(f"{reason}, which Pillow cannot read; {_AS_ARRAY}") from error
+        raise
+    check_image(image)
+    if image.format == "JPEG2000" and image.mode in ("LA", "PA", "RGBA") and not _declares_alpha(file):
+        bands = len(image.getbands())
+        raise _Refused(f"a JPEG 2000 of {bands} bands, of which Pillow would take the last for alpha; {_AS_ARRAY}")
+    return image
+
+
+def _unreadable(file: BinaryIO) -> str | None:
+    """What a file is that Pillow does not open though it may be sound."""
+    file.seek(0)
+    head = file.read(16)
+    if head.startswith(_JPEG2000):
+        return "a JPEG 2000 that is damaged, or of more than 4 bands"
+    if head.startswith(b"MM\0+"):
+        return "a BigTIFF of big-endian byte order"
+    if not head.startswith(_TIFF):
+        return None
+    try:
+        tags = ImageFileDirectory_v2(head if head.startswith(b"II+\0") else head[:8])
+        file.seek(tags.next)
+        tags.load(file)
+        whole = _WIDTH in tags and (_STRIPS in tags or _TILES in tags)
+        return _describe(tags) if whole else None
+    except Exception:  # the tags are damaged
+        return None
+
+
+def _bands(tags: ImageFileDirectory_v2) -> int:
+    return max(tags.get(_SAMPLES, 1), len(tags.get(_BITS, (1,))))
+
+
+def _describe(tags: ImageFileDirectory_v2) -> str:
+    numbers = _NUMBERS.get(tags.get(_SAMPLE_FORMAT, (1,))[0], "numbers of unknown kind")
+    planar = ", band after band" if tags.get(_PLANAR, 1) == 2 else ""
+    bands = _bands(tags)
+    return (
+        f"a TIFF of {bands} band{'s' * (bands != 1)} of {tags.get(_BITS, (1,))[0]}-bit {numbers}{planar}, "
+        f"compression {tags.get(_COMPRESSION, 1)}"
+    )
+
+
+def _misread(image: Image.Image, tags: ImageFileDirectory_v2) -> str | None:
+    """
+    Why Pillow's picture of a TIFF is not what the file declares; None if it is. These were found by reading files of
+    every layout with Pillow 11 to 13 (`tests/processing/test_tiffs.py`).
+    """
+    bands, given = _bands(tags), len(image.getbands())
+    if bands > given:
+        return f"of which Pillow would take {given}"
+    raw = tags.get(_COMPRESSION, 1) == 1
+    photometric = tags.get(_PHOTOMETRIC)
+    bits = max(tags.get(_BITS, (1,)))
+    if tags.get(_PLANAR, 1) == 2 and bands == 1 and raw and (bits != 8 or photometric != _BLACK_IS_ZERO):
+        return "which Pillow misreads"
+    if tags.get(_PLANAR, 1) == 2 and bands > 1:
+        plain = photometric == _RGB and tags.get(_EXTRA, ()) in ((), (2,)) and bands == 3 + len(tags.get(_EXTRA, ()))
+        if not plain or (raw and bits != 8) or tags.get(_FILL_ORDER, 1) != 1:
+            return "which Pillow mixes up"
+    if tags.prefix == b"MM" and not raw and image.mode in ("I", "F"):
+        return "whose byte order Pillow mixes up"
+    if image.mode == "L" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 2:
+        return "whose sign Pillow drops"
+    if photometric == _WHITE_IS_ZERO and image.mode not in ("1", "L"):
+        return "where more is darker, which Pillow takes for brighter"
+    if photometric == _YCBCR and raw and given == 3:
+        return "as YCbCr, which Pillow takes for RGB"
+    if tags.get(_SUBFILE, 0) & 0b101:
+        return "whose first image is a thumbnail or a mask"
+    return None
+
+
+def _declares_alpha(file: BinaryIO) -> bool:
+    """Whether the header of a JPEG 2000 file says that one of its channels is opacity."""
+    place = file.tell()
+    file.seek(0)
+    head = file.read(2**16).partition(b"jp2c")[0]
+    file.seek(place)
+    _, found, box = head.partition(b"cdef")
+    if not found:
+        return False
+    (channels,) = struct.unpack_from(">H", box)
+    kinds = struct.unpack_from(f">{3 * channels}H", box, 2)[1::3]
+    return bool({1, 2} & set(kinds))
