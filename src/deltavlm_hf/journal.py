@@ -11,7 +11,7 @@ from filelock import FileLock
 class Journal:
     """
     A file of JSON lines: first what it was made with, then entries. A last line that a kill left half-written is cut
-    off. Any number of processes may open and write it at once: a lock beside it (`.NAME.lock`) lets them in one by one.
+    off. Any number of processes may open and write it at once: a lock beside it (`.NAME.lock`) lets in one at a time.
 
     Args:
         path (`Path`): the file; it is made if it is not there.
