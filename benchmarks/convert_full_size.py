@@ -25,10 +25,10 @@ from transformers import LlamaConfig
 from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration
 
 CSRM = {
-    "context_difference": "context1",
+    "context_delta": "context1",
     "context_features": "context2",
     "output": "context3",
-    "gate_difference": "gate1",
+    "gate_delta": "gate1",
     "gate_features": "gate2",
 }
 QFORMER = {

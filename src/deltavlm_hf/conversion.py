@@ -55,10 +55,10 @@ NAMES = (
     (r"visual_encoder\.blocks\.(\d+)\.attn\.(.+)", r"vision_model.encoder.layers.\1.self_attn.\2"),
     (r"visual_encoder\.blocks\.(\d+)\.mlp\.(.+)", r"vision_model.encoder.layers.\1.mlp.\2"),
     (r"ln_vision\.(.+)", r"vision_model.post_layernorm.\1"),
-    (r"context1\.(.+)", r"difference.context_difference.\1"),
+    (r"context1\.(.+)", r"difference.context_delta.\1"),
     (r"context2\.(.+)", r"difference.context_features.\1"),
     (r"context3\.(.+)", r"difference.output.\1"),
-    (r"gate1\.(.+)", r"difference.gate_difference.\1"),
+    (r"gate1\.(.+)", r"difference.gate_delta.\1"),
     (r"gate2\.(.+)", r"difference.gate_features.\1"),
     (r"query_tokens", "query_tokens"),
     (r"Qformer\.bert\.embeddings\.LayerNorm\.(.+)", r"qformer.embeddings.layernorm.\1"),
@@ -235,7 +235,7 @@ class _Origin:
     ):
         name = os.path.abspath(source) if os.path.isdir(source) else os.fspath(source)
         self.place = {"name_or_path": name, "prefix": prefix}
-        self.files: dict[str, Weights] = {}
+        self.files: dict[str, Weights] = {}  # by path
         try:
             files = find_files(self.place, only)
         except OSError as error:
@@ -243,7 +243,7 @@ class _Origin:
         for file in files:
             found = open_weights([file], stack)
             self.place.setdefault("revision", extract_commit_hash(file, None))
-            self.files[Path(file).name] = {prefix + name: weight for name, weight in found.items()}
+            self.files[file] = {prefix + name: weight for name, weight in found.items()}
         self.weights = {
             name: weight
             for found in self.files.values()
@@ -253,12 +253,7 @@ class _Origin:
 
     def pointer(self, names: set[str]) -> dict[str, Any]:
         """For `weight_sources`: to the files that hold some of these weights."""
-        prefix = self.place["prefix"]
-        digests = {
-            file: digest({name.removeprefix(prefix): weight for name, weight in found.items()})
-            for file, found in self.files.items()
-            if names & found.keys()
-        }
+        digests = {Path(file).name: digest(file) for file, found in self.files.items() if names & found.keys()}
         return {key: value for key, value in {**self.place, "digests": digests}.items() if value is not None}
 
 
@@ -358,7 +353,7 @@ def _read_eva(path: Path, config: DeltaVLMConfig) -> Weights:
 
 
 def _warn_if_csrm_is_untrained(state_dict: Weights, source: Source) -> None:
-    weight = state_dict.get("difference.context_difference.weight")
+    weight = state_dict.get("difference.context_delta.weight")
     if weight is not None and weight.abs().max() <= weight.shape[1] ** -0.5:
         logger.warning(
             f"The CSRM weights of {source} lie within the range of their initialisation: they have probably never "

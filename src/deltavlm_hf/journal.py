@@ -1,15 +1,17 @@
-"""Files that only grow, so that a run that was killed can go on."""
+"""Files that only grow, so that a run that was killed can go on, and several processes can write."""
 
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from filelock import FileLock
 
 
 class Journal:
     """
     A file of JSON lines: first what it was made with, then entries. A last line that a kill left half-written is cut
-    off.
+    off. Any number of processes may open and write it at once: a lock beside it (`.NAME.lock`) lets in one at a time.
 
     Args:
         path (`Path`): the file; it is made if it is not there.
@@ -17,7 +19,7 @@ class Journal:
         key (`tuple[str, ...]`): the fields that name an entry; a later one takes the place of an earlier one.
 
     Attributes:
-        entries (`dict[tuple, dict]`): what is in the file, by key.
+        entries (`dict[tuple, dict]`): what was in the file when it was opened, and what was appended here, by key.
 
     Raises:
         ValueError: if the file was made with something else, or is damaged before its last line.
@@ -27,14 +29,14 @@ class Journal:
         self.path = path
         self.key = key
         self.entries: dict[tuple, dict] = {}
-        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        whole = sum(len(line) + 1 for line in lines[:-1])
-        if lines[-1]:
-            os.truncate(path, whole)
-        if not whole:
-            self._write(made_with)
-            return
-        for number, line in enumerate(lines[:-1]):
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+        with self._lock, path.open("a+b") as file:
+            _cut_off_half_a_line(file)
+            file.seek(0)
+            lines = file.read().split(b"\n")[:-1]
+            if not lines:
+                _write(file, made_with)
+        for number, line in enumerate(lines):
             try:
                 entry = json.loads(line)
                 if number:
@@ -49,14 +51,25 @@ class Journal:
 
     def append(self, entry: dict[str, Any]) -> None:
         """Writes an entry and waits until it is on the disk."""
-        self._write(entry)
+        with self._lock, self.path.open("a+b") as file:
+            _cut_off_half_a_line(file)
+            _write(file, entry)
         self.entries[self._name(entry)] = entry
 
     def _name(self, entry: dict[str, Any]) -> tuple:
         return tuple(entry[field] for field in self.key)
 
-    def _write(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+
+def _cut_off_half_a_line(file: BinaryIO) -> None:
+    """Under the lock nobody else is writing: what does not end in a line break was left by a process that died."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 1, 0))
+    if size and file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _write(file: BinaryIO, line: dict[str, Any]) -> None:
+    file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())

@@ -14,7 +14,7 @@ def equations(module, before, after):
         rows = []
         for f, delta in zip(features.reshape(-1, 8), (after - before).reshape(-1, 8), strict=True):
             context = torch.tanh(
-                weights["context_difference.weight"] @ delta
+                weights["context_delta.weight"] @ delta
                 + weights["context_features.weight"] @ f
                 + weights["context_features.bias"]
             )
@@ -22,7 +22,7 @@ def equations(module, before, after):
                 1
                 + torch.exp(
                     -(
-                        weights["gate_difference.weight"] @ delta
+                        weights["gate_delta.weight"] @ delta
                         + weights["gate_features.weight"] @ f
                         + weights["gate_features.bias"]
                     )

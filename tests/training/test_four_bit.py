@@ -4,11 +4,19 @@ import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 import deltavlm_hf
 from deltavlm_hf.quantization import four_bit_config
-from deltavlm_hf.training import DeltaVLMTrainer, DeltaVLMTrainingArguments, TrainingRows, freeze, trainable_table
+from deltavlm_hf.training import (
+    DeltaVLMTrainer,
+    DeltaVLMTrainingArguments,
+    TrainingRows,
+    freeze,
+    leave_out_frozen,
+    trainable_table,
+)
 
 
 @pytest.fixture
@@ -97,6 +105,18 @@ def test_trainer_takes_it_and_its_checkpoint_loads_either_way(quantised, tiny_pr
     assert torch.equal(again.get_parameter(weight).data, quantised.get_parameter(weight).data)
     with pytest.raises(ValueError, match="save only what was trained"):
         quantised.save_pretrained(tmp_path / "whole", only_trained=False)
+
+
+def test_a_language_model_that_is_not_the_base_s_cannot_be_left_out(quantised, base):
+    freeze(quantised)
+    left_out = set(leave_out_frozen(quantised))
+    assert {name for name in quantised.state_dict() if name.startswith("language_model.")} <= left_out
+    weights = load_file(base / "model.safetensors")
+    name = "language_model.model.layers.1.mlp.up_proj.weight"
+    weights[name][5:] *= 1.5
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"1 weights in 4-bit, among them {name}, are not made of those"):
+        leave_out_frozen(quantised)
 
 
 def test_it_cannot_be_trained_itself(quantised):

@@ -1,10 +1,13 @@
 """What trains, and what evaluation mode is good for in what does not."""
 
+import re
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
 import deltavlm_hf
+from deltavlm_hf.conversion import DROPPED, NAMES
 from deltavlm_hf.data import PairCollator
 from deltavlm_hf.training import FreezePolicy, freeze, trainable_table
 
@@ -13,10 +16,32 @@ def trained(model) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_the_paper_trains_all_but_the_language_model_and_the_first_blocks(tiny_model):
+NORM = "vision_model.post_layernorm."
+
+
+def test_what_trains_is_what_the_authors_checkpoint_holds(converted, official):
+    """Their trainer saves what has gradients: `ln_vision` too, which their `freeze_vit` leaves out."""
+    model = AutoModelForImageTextToText.from_pretrained(converted)
+    freeze(model)
+    saved = set()
+    for name in official["checkpoint_keys"]:
+        if not any(re.fullmatch(pattern, name) for pattern in DROPPED):
+            pattern, replacement = next(each for each in NAMES if re.fullmatch(each[0], name))
+            saved.add(re.sub("[qv]_bias$", "qkv.bias", re.sub(pattern, replacement, name)))
+    assert trained(model) == saved and {f"{NORM}weight", f"{NORM}bias"} <= saved
+
+
+def test_gradients_reach_the_layer_norm_without_any_block(tiny_model, batch):
+    freeze(tiny_model, FreezePolicy(vision_blocks=0))
+    tiny_model.train()
+    tiny_model(**batch).loss.backward()
+    assert tiny_model.vision_model.post_layernorm.weight.grad.any()
+
+
+def test_all_but_the_language_model_and_the_first_blocks_train(tiny_model):
     freeze(tiny_model)
     blocks = tuple(f"vision_model.encoder.layers.{number}." for number in (3, 4))
-    own = ("difference.", "qformer.", "language_projection.", "query_tokens")
+    own = (NORM, "difference.", "qformer.", "language_projection.", "query_tokens")
     names = {name for name, _ in tiny_model.named_parameters()}
     assert trained(tiny_model) == {name for name in names if name.startswith((*blocks, *own))}
 
@@ -24,10 +49,15 @@ def test_the_paper_trains_all_but_the_language_model_and_the_first_blocks(tiny_m
 @pytest.mark.parametrize(
     ("policy", "beginnings"),
     [
-        (FreezePolicy(vision_blocks=0), ("difference.", "qformer.", "language_projection.", "query_tokens")),
+        (FreezePolicy(vision_blocks=0), (NORM, "difference.", "qformer.", "language_projection.", "query_tokens")),
         (FreezePolicy(-1, difference=False, qformer=False, projection=False), ("vision_model.",)),
-        (FreezePolicy(0, False, False, False, language_model=True), ("language_model.",)),
-        (FreezePolicy(0, False, True, False), ("qformer.", "query_tokens")),
+        (
+            FreezePolicy(-1, False, False, False, vision_layernorm=False),
+            ("vision_model.embeddings.", "vision_model.encoder."),
+        ),
+        (FreezePolicy(0, False, False, False), (NORM,)),
+        (FreezePolicy(0, False, False, False, language_model=True, vision_layernorm=False), ("language_model.",)),
+        (FreezePolicy(0, False, True, False, vision_layernorm=False), ("qformer.", "query_tokens")),
     ],
 )
 def test_other_policies(tiny_model, policy, beginnings):

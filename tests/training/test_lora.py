@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import parse
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 from transformers.integrations.peft import MIN_PEFT_VERSION
@@ -139,6 +139,14 @@ def test_merged_it_can_still_be_a_small_checkpoint(tuned, batch, tmp_path):
         torch.testing.assert_close(load(tmp_path / "merged")(**batch).logits, tuned(**batch).logits)
 
 
+def test_merged_after_a_run_it_is_saved_merged(tuned, batch, tmp_path):
+    """The run had left the language model out of its checkpoints."""
+    merge_lora(tuned)
+    tuned.save_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "merged")(**batch).logits, tuned(**batch).logits)
+
+
 def test_it_trains_on_a_4bit_language_model(base, tiny_processor, rows, batch, tmp_path):
     model = load(base, quantization_config=four_bit_config(torch.float32))
     freeze(model, POLICY)
@@ -183,6 +191,23 @@ def test_trained_further(tuned, batch, tmp_path):
     model.save_pretrained(tmp_path / "further")
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "further")(**batch).logits, tuned(**batch).logits)
+
+
+@pytest.mark.parametrize("part", ["vision_model", "difference", "qformer", "language_projection", "language_model"])
+def test_peft_s_own_wrapper_saves_each_part_by_its_name(base, batch, tmp_path, part):
+    """PEFT finds `modules_to_save` by the ends of names, and cannot load again a part that it finds within another."""
+    targets = ["q_proj"] if part != "language_model" else r"qformer\..+\.query"
+    model = get_peft_model(load(base), LoraConfig(r=2, target_modules=targets, modules_to_save=[part]))
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert {name.split(".")[2] for name in trained if ".lora_" not in name} == {part}
+    with torch.no_grad():
+        for weight in trained.values():
+            weight.add_(0.01)
+        expected = model.eval()(**batch).logits
+        model.save_pretrained(tmp_path / "adapter")
+        again = PeftModel.from_pretrained(load(base), tmp_path / "adapter").eval()
+        assert torch.equal(again(**batch).logits, expected)
+        assert not torch.equal(load(base)(**batch).logits, expected)
 
 
 def test_what_cannot_be(base):

@@ -1,10 +1,13 @@
 """States of the frozen vision blocks: kept by content and weights, whole or not at all."""
 
+import multiprocessing
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from transformers import AutoProcessor
 
 import deltavlm_hf
@@ -84,6 +87,58 @@ def test_other_weights_precision_or_preprocessing_are_kept_apart(frozen, tiny_pr
     folders.add(PrefixCache(tmp_path, frozen, tiny_processor).folder)
     assert len(folders) == 4
     assert len(PrefixCache(tmp_path, frozen, tiny_processor)) == 0
+
+
+def test_what_goes_to_worker_processes_is_small(frozen, tiny_processor, pairs, tmp_path):
+    """Neither the model nor the states: these are read where they are needed."""
+    cache = PrefixCache(tmp_path, frozen, tiny_processor, torch.float32)
+    cache.fill(pairs)
+    pickled = pickle.dumps(PairCollator(tiny_processor, cache))
+    assert len(pickled) < len(pickle.dumps(PairCollator(tiny_processor))) + 2000
+    rows = [undecoded(pairs)[index] for index in (0, 7)]
+    copy = pickle.loads(pickled)
+    assert torch.equal(copy(rows)["vision_states"], cache(rows))
+    with pytest.raises(ValueError, match="only reads: fill it where its model is"):
+        copy.vision_cache.fill(pairs)
+
+
+@pytest.mark.slow
+def test_worker_processes_that_start_anew(frozen, tiny_processor, pairs, tmp_path, monkeypatch):
+    """As on macOS and Windows."""
+    monkeypatch.chdir(tmp_path)
+    cache = PrefixCache("states", frozen, tiny_processor, torch.float32)
+    cache.fill(pairs)
+    rows = undecoded(pairs).select(range(4))
+    loader = DataLoader(
+        rows,
+        batch_size=2,
+        collate_fn=PairCollator(tiny_processor, cache),
+        num_workers=1,
+        multiprocessing_context="spawn",
+    )
+    found = torch.cat([batch["vision_states"] for batch in loader])
+    assert torch.equal(found, cache(list(rows)))
+
+
+def test_several_ranks_open_it_at_once(frozen, tiny_processor, tmp_path):
+    """In 16 of 100 runs of four, they once left a journal that nobody could open again."""
+    fork = multiprocessing.get_context("fork")
+    barrier = fork.Barrier(4)
+
+    def open_all():
+        for number in range(25):
+            barrier.wait()
+            PrefixCache(tmp_path / str(number), frozen, tiny_processor)
+
+    ranks = [fork.Process(target=open_all) for _ in range(4)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+        assert rank.exitcode == 0
+    for number in range(25):
+        cache = PrefixCache(tmp_path / str(number), frozen, tiny_processor)
+        assert (cache.folder / "images.jsonl").read_text().count("\n") == 1
 
 
 def test_where_nothing_stays_the_same_it_is_refused(tiny_model, tiny_processor, tmp_path):

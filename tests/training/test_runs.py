@@ -20,6 +20,7 @@ from deltavlm_hf.cli import main
 from deltavlm_hf.data.scenes import generate_scene
 from deltavlm_hf.inference import ChangeSession
 from deltavlm_hf.training import DeltaVLMTrainingArguments, last_complete_checkpoint
+from deltavlm_hf.training.run import DataConfig, TrainingRun
 
 ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 TRAINING = {
@@ -73,6 +74,7 @@ def uninterrupted(tmp_path_factory) -> Path:
     done = run(write_config(folder, augmentation={"turns": True}, task_weights={"grid": 2}))
     assert done.stdout.strip().splitlines()[-1] == str(folder / "run")
     assert "language_model" in done.stderr and "% trained" in done.stderr
+    assert done.stderr.count("Warm-up takes 0 of the 8 steps of this run: not 2, as `warmup_steps` has it") == 1
     return folder / "run"
 
 
@@ -188,13 +190,146 @@ def test_cached_vision_states_teach_the_same(without_dropout, plain, tmp_path, d
             "data: {pairs: 1, validation_pairs: 0}",
             "augmentation makes new images in every epoch",
         ),
+        ("training: {output_dir: out, lerning_rate: 1}", "Did you mean `learning_rate`?"),
+        ("training: {output_dir: out}\nfreese: {}", "Did you mean `freeze`?"),
+        ("training: {output_dir: out}\nfreeze: {vision_block: 1}", "Did you mean `vision_blocks`?"),
+        ("training: {output_dir: out}\nlearning_rate: 1", "`learning_rate` belongs under `training`."),
+        ("training: {output_dir: out, vision_blocks: 1}", "`vision_blocks` belongs under `freeze`."),
+        ("training: {output_dir: out, load_in_4bit: true}", "`load_in_4bit` belongs at the top of the file."),
+        (
+            "training: {output_dir: out}\nfreeze: {lora: {lora_alfa: 1}}",
+            "'lora_alfa' is none of them. Did you mean 'lora_alpha'?",
+        ),
+        ("training: {output_dir: out}\ntraining: {output_dir: in}", "`training` is given 2 times"),
+        ("training: {output_dir: out, bf16: 'yes'}", "`bf16` is 'yes', expected true or false."),
+        ("training: {output_dir: out, learning_rate: fast}", "`learning_rate` is 'fast', expected a number."),
+        ("training: {output_dir: out, max_steps: 1.5}", "`max_steps` is 1.5, expected a whole number."),
+        ("training: {output_dir: out, learning_rate: null}", "`learning_rate` is None, expected a number."),
+        ("training: {output_dir: 2024}", "`output_dir` is 2024, expected text, in quotes."),
+        ("training: {output_dir: out}\nrevision: 1234567", "`revision` is 1234567, expected text, in quotes."),
+        ("training: {output_dir: out}\nfreeze: 2", "`freeze` is 2, expected fields."),
+        ("training: {output_dir: out}\ndata: {tasks: caption}", "`tasks` is 'caption', expected a list."),
+        ("training: {output_dir: out}\ndata: {tasks: [captions]}", "`tasks` must list some of"),
+        ("training: {output_dir: out}\ndata: {images: here}", "but `source`, whose images they are, is missing"),
+        (
+            "training: {output_dir: out}\ntask_weights: {grid: much}",
+            "`task_weights`, grid is 'much', expected a number",
+        ),
+        ("training: {output_dir: out}\naugmentation: {crop: 2}", "`augmentation`: `crop` must be at least 0"),
+        (
+            "training: {output_dir: out, lr_scheduler_type: cosin}",
+            "`lr_scheduler_type` is 'cosin', expected one of linear, cosine",
+        ),
+        (
+            "training: {output_dir: out, eval_strategy: steps, eval_steps: 20, save_strategy: steps, save_steps: 30}",
+            "`save_steps` is 30 and `eval_steps` 20, but `load_best_model_at_end`, which is on here by default, needs "
+            "an evaluation at every checkpoint: make `save_steps` a multiple of `eval_steps`, such as "
+            "`save_steps: 40`",
+        ),
+        (
+            "training: {output_dir: out, eval_strategy: steps, save_strategy: steps, save_steps: 15}",
+            "`save_steps` is 15 and `eval_steps` 10 (that of `logging_steps`)",
+        ),
+        (
+            "training: {output_dir: out, eval_strategy: steps, eval_steps: 0.1, save_strategy: steps, save_steps: 20}",
+            "such as `save_steps: 0.1`",
+        ),
+        (
+            "training: {output_dir: out, eval_strategy: steps, eval_steps: 20}",
+            "`save_strategy` is 'epoch' and `eval_strategy` 'steps', but",
+        ),
+        ("training: {output_dir: out, save_strategy: no}", "`save_strategy` is 'no' and `eval_strategy` 'epoch', but"),
+        ("training: {output_dir: out, eval_strategy: no}", "`eval_strategy` is 'no', but `load_best_model_at_end`"),
+        (
+            "training: {output_dir: out, eval_steps: 20}",
+            "`eval_steps: 20`, which has no effect while `eval_strategy` is 'epoch', as by default: add "
+            "`eval_strategy: steps`",
+        ),
+        ("training: {output_dir: out, save_steps: 20}", "`save_steps: 20`, which has no effect"),
+        (
+            "training: {output_dir: out, eval_strategy: epoch}\ndata: {validation_pairs: 0}",
+            "`eval_strategy` needs rows for validation",
+        ),
+        (
+            "training: {output_dir: out}\ndata: {validation_pairs: 0}\nvalidate_answers: 5",
+            "`validate_answers` needs rows for validation",
+        ),
+        (
+            "training: {output_dir: out, metric_for_best_model: eval_grid_roads_f1}",
+            "Others need `validate_answers`",
+        ),
+        (
+            "training: {output_dir: out, metric_for_best_model: eval_grid_road_f1}\nvalidate_answers: 5",
+            "Did you mean `grid_roads_f1`?",
+        ),
+        ("training: {output_dir: out, vision_cache_dtype: bf16}", "expected one of float32, float16, bfloat16"),
+        ("training: {output_dir: out, per_device_train_batch_size: 0}", "must be at least 1, got 0"),
+        ("training: {output_dir: out}\ndtype: bf16", "`dtype` is 'bf16', expected 'auto' or a precision"),
+        (
+            "training: {output_dir: out}\nload_in_4bit: true\nfreeze: {language_model: true}",
+            "leave out `load_in_4bit` or `language_model`",
+        ),
+        ("training: {output_dir: base}\nmodel: base", "`output_dir` is 'base', where the model comes from"),
+        (
+            "training: {output_dir: out, use_cpu: true}\ndata: {pairs: 1}\ntask_weights: {grids: 2}",
+            "`tasks` must list",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_configuration(content, message, tmp_path, monkeypatch, capsys):
+    """Told in the words of the file, and before a model is loaded."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("deltavlm_hf.training.run.AutoModelForImageTextToText", None)
     Path("config.yaml").write_text(content)
     assert main(["train", "config.yaml"]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_values_as_a_yaml_file_has_them(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "data:\n"
+        "freeze: {vision_blocks: '1', lora: {lora_dropout: 1e-1}}\n"
+        "task_weights: {grid: 2, caption: 5e-1}\n"
+        "training: {output_dir: out, learning_rate: 1e-5, weight_decay: '5e-2', save_strategy: no, eval_steps: 0.25,\n"
+        "  max_steps: 1e3, metric_for_best_model: null, report_to: none, logging_first_step: on}\n"
+    )
+    run = TrainingRun.from_yaml(path)
+    assert (run.data, run.freeze.vision_blocks, run.freeze.lora) == (DataConfig(), 1, {"lora_dropout": 0.1})
+    assert run.task_weights == {"grid": 2, "caption": 0.5}
+    expected = {"learning_rate": 1e-5, "weight_decay": 0.05, "save_strategy": "no", "eval_steps": 0.25}
+    assert expected.items() <= run.training.items()
+    assert isinstance(run.training["max_steps"], int) and run.training["max_steps"] == 1000
+    assert run.training["metric_for_best_model"] is None and run.training["logging_first_step"] is True
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "expected"),
+    [
+        ({}, 1400, 140),  # 55 pairs: 28 steps an epoch, 50 epochs
+        ({}, 100_000, 1000),
+        ({}, 10_000, 1000),
+        ({"warmup_steps": 0.05}, 1000, 50),
+        ({"warmup_steps": 0.5}, 1000, 100),
+        ({"warmup_steps": 2}, 8, 0),
+        ({"warmup_steps": 0}, 8, 0),
+    ],
+)
+def test_warm_up_takes_a_tenth_of_the_steps_at_most(settings, steps, expected, tmp_path, caplog):
+    args = DeltaVLMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+    asked = args.warmup_steps if args.warmup_steps >= 1 else steps * args.warmup_steps
+    assert args.get_warmup_steps(steps) == expected
+    told = f"Warm-up takes {expected:,} of the {steps:,} steps of this run: not {asked:,.0f}"
+    assert (told in caplog.text) == (expected < asked)
+
+
+def test_mixed_precision_is_the_users_choice(tmp_path, monkeypatch):
+    """The default gives way on a GPU that has bf16, where Transformers would refuse both."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    args = DeltaVLMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, fp16=True)
+    assert args.fp16 and not args.bf16
+    assert not DeltaVLMTrainingArguments(output_dir=str(tmp_path), use_cpu=True).bf16
 
 
 def test_the_recipe_is_the_papers(tmp_path):

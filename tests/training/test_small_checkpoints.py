@@ -130,22 +130,110 @@ def test_another_base_than_it_was_trained_on(base, tuned, tmp_path):
     leave_out_frozen(tuned)
     tuned.save_pretrained(tmp_path / "small")
     weights = load_file(base / "model.safetensors")
-    weights["vision_model.post_layernorm.bias"] += 1
+    weights["language_model.model.norm.weight"] += 1
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="are not those that this checkpoint was made with"):
         load(tmp_path / "small")
     changed = load(tmp_path / "small", weight_sources=[{"name_or_path": str(base)}])
-    assert torch.equal(changed.vision_model.post_layernorm.bias, weights["vision_model.post_layernorm.bias"].float())
+    assert torch.equal(changed.language_model.model.norm.weight, weights["language_model.model.norm.weight"].float())
 
 
 def test_what_differs_from_the_base_is_saved(tuned, tmp_path):
     tuned.resize_token_embeddings(len(tuned.get_input_embeddings().weight) + 3)
     freeze(tuned)
     with torch.no_grad():
-        tuned.vision_model.post_layernorm.weight.mul_(2)
+        tuned.vision_model.embeddings.position_embedding.mul_(2)
     leave_out_frozen(tuned)
     tuned.save_pretrained(tmp_path / "small")
     assert same_weights(load(tmp_path / "small"), tuned)
+
+
+def everywhere_but_at_the_beginning(weight: torch.Tensor) -> torch.Tensor:
+    """A weight changed where a look at the first values of the first row does not see it."""
+    changed = weight.detach().clone()
+    (changed[1:] if changed.ndim > 1 else changed[64:]).add_(0.5)
+    return changed
+
+
+def last_value(weight: torch.Tensor) -> torch.Tensor:
+    changed = weight.detach().clone()
+    changed.view(-1)[-1] += 0.5
+    return changed
+
+
+@pytest.mark.parametrize("change", [everywhere_but_at_the_beginning, last_value])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frozen_weights_that_were_changed_anywhere_are_saved(base, tmp_path, change, dtype):
+    model = load(base, dtype=dtype)
+    freeze(model)
+    changed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    with torch.no_grad():
+        for name in changed:
+            model.get_parameter(name).copy_(change(model.get_parameter(name)))
+    original = load(base, dtype=dtype)
+    changed = {name for name in changed if not torch.equal(model.get_parameter(name), original.get_parameter(name))}
+    assert len(changed) > 50
+    left_out = leave_out_frozen(model)
+    assert not changed & set(left_out)
+    model.save_pretrained(tmp_path / "small")
+    loaded = load(tmp_path / "small", dtype=dtype)
+    assert all(torch.equal(loaded.get_parameter(name), model.get_parameter(name)) for name in changed)
+
+
+def test_loaded_in_16_bits_it_is_still_the_base(base, tmp_path):
+    """The base is in float16, another precision: what was not changed is left out, and comes back the same."""
+    model = load(base, dtype=torch.bfloat16)
+    freeze(model)
+    left_out = set(leave_out_frozen(model))
+    assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} <= left_out
+    model.save_pretrained(tmp_path / "small")
+    loaded = load(tmp_path / "small", dtype=torch.bfloat16)
+    assert all(torch.equal(loaded.get_parameter(name), model.get_parameter(name)) for name in left_out)
+
+
+def test_weights_are_compared_in_blocks(base, monkeypatch):
+    monkeypatch.setattr("deltavlm_hf.modeling.weight_sources._BLOCK", 1000)
+    model = load(base)
+    name = "language_model.model.embed_tokens.weight"
+    with torch.no_grad():
+        model.get_parameter(name)[-1, -1] += 1
+    freeze(model)
+    assert name not in leave_out_frozen(model)
+    assert "language_model.model.layers.0.mlp.up_proj.weight" in leave_out_frozen(model)
+
+
+@pytest.mark.parametrize("change", [everywhere_but_at_the_beginning, last_value])
+def test_a_base_that_was_changed_anywhere(base, tuned, tmp_path, change):
+    leave_out_frozen(tuned)
+    tuned.save_pretrained(tmp_path / "small")
+    weights = load_file(base / "model.safetensors")
+    name = "language_model.model.layers.1.mlp.up_proj.weight"
+    save_file({**weights, name: change(weights[name])}, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="are not those that this checkpoint was made with"):
+        load(tmp_path / "small")
+
+
+def test_what_trains_only_later_is_saved(tuned, tmp_path):
+    """As in a second stage, in which more trains than in the first."""
+    leave_out_frozen(tuned)
+    freeze(tuned, FreezePolicy(vision_blocks=-1, language_model=True))
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.01)
+    tuned.save_pretrained(tmp_path / "small")
+    assert same_weights(load(tmp_path / "small"), tuned)
+
+
+def test_it_does_not_overwrite_what_it_points_to(base, tuned, tmp_path, monkeypatch):
+    leave_out_frozen(tuned)
+    before = (base / "model.safetensors").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for folder in (base, "base", "base/../base"):
+        with pytest.raises(ValueError, match="would take the place of the weights there that it leaves out"):
+            tuned.save_pretrained(folder)
+    assert (base / "model.safetensors").read_bytes() == before
+    tuned.save_pretrained(base, only_trained=False)
+    assert same_weights(load(base), tuned)
 
 
 def test_a_plain_language_model_as_a_source(base, tuned, tmp_path):

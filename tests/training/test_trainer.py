@@ -117,3 +117,17 @@ def test_shift_labels_of_the_caller(trainers, batch):
         loss = trainer.compute_loss(trainer.model, {**batch, "shift_labels": shifted})
         torch.manual_seed(0)
         torch.testing.assert_close(loss, trainer.model(**batch, shift_labels=shifted).loss)
+
+
+def test_a_small_data_set_is_not_warmed_up_for_ever(trainers, caplog):
+    """1,400 steps: 50 epochs of 55 pairs. The recipe's 1,000 steps of warm-up would be 36 of them."""
+    for trainer in trainers():
+        caplog.clear()
+        trainer.create_optimizer_and_scheduler(1400)
+        rates = []
+        for _ in range(1400):
+            rates.append(trainer.lr_scheduler.get_last_lr()[0])
+            trainer.optimizer.step()
+            trainer.lr_scheduler.step()
+        assert rates.index(max(rates)) == 140 and max(rates) == pytest.approx(1e-5)
+        assert "Warm-up takes 140 of the 1,400 steps of this run" in caplog.text

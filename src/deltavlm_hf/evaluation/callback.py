@@ -1,6 +1,7 @@
 """The same figures during training: generated answers to a validation set at every evaluation of `Trainer`."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -69,6 +70,15 @@ class AnswerMetrics(TrainerCallback):
         state.log_history.append({**found, "step": state.global_step})
 
 
+def figure_names(tasks: Sequence[str]) -> list[str]:
+    """What [`AnswerMetrics`] may add for these tasks, without `eval_`: as `metric_for_best_model` may name it."""
+    return [_name(task, path) for task in tasks for path in _FIGURES[task]]
+
+
+def _name(task: str, path: str) -> str:
+    return "_".join([task, *(part for part in path.split() if part != "all")])
+
+
 def _flatten(results: dict[str, dict]):
     for task, figures in results.items():
         for path in _FIGURES[task]:
@@ -77,4 +87,4 @@ def _flatten(results: dict[str, dict]):
             for group in groups:
                 value = value.get(group, {})
             if value.get(name) is not None:
-                yield "_".join(["eval", task, *(group for group in groups if group != "all"), name]), value[name]
+                yield f"eval_{_name(task, path)}", value[name]

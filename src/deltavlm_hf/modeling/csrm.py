@@ -4,8 +4,22 @@ Cross-semantic relation measuring (CSRM), DeltaVLM's visual difference perceptio
 Shapes: B pairs, N tokens of one date (CLS first), D vision width.
 """
 
+import re
+
 import torch
 from torch import nn
+
+_OLD_NAME = re.compile(r"(?<=difference\.)(context|gate)_difference(?=\.weight$)")
+
+
+def current_name(name: str) -> str:
+    """The name of a weight of DeltaVLM, given one in a file, where it may be the one that it had at first."""
+    return _OLD_NAME.sub(r"\1_delta", name)
+
+
+def _rename_old_weights(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        state_dict[current_name(name)] = state_dict.pop(name)
 
 
 class CrossSemanticRelationMeasuring(nn.Module):
@@ -23,12 +37,14 @@ class CrossSemanticRelationMeasuring(nn.Module):
 
     def __init__(self, hidden_size: int, dropout: float = 0.5):
         super().__init__()
-        self.context_difference = nn.Linear(hidden_size, hidden_size, bias=False)
+        # PEFT finds `modules_to_save` by the ends of names: none here may end as a part of the model does.
+        self.context_delta = nn.Linear(hidden_size, hidden_size, bias=False)
         self.context_features = nn.Linear(hidden_size, hidden_size)
-        self.gate_difference = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.gate_delta = nn.Linear(hidden_size, hidden_size, bias=False)
         self.gate_features = nn.Linear(hidden_size, hidden_size)
         self.output = nn.Linear(3 * hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
+        self.register_load_state_dict_pre_hook(_rename_old_weights)  # runs that go on from an older checkpoint
 
     def forward(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         """
@@ -40,12 +56,12 @@ class CrossSemanticRelationMeasuring(nn.Module):
             `torch.Tensor` of shape `(B, 2N, D)`: the pair features, the first date's tokens in front.
         """
         difference = after - before
-        context_difference = self.context_difference(difference)
-        gate_difference = self.gate_difference(difference)
+        context_delta = self.context_delta(difference)
+        gate_delta = self.gate_delta(difference)
         dates = []
         for features in (before, after):
-            context = torch.tanh(context_difference + self.context_features(features))
-            gate = torch.sigmoid(gate_difference + self.gate_features(features))
+            context = torch.tanh(context_delta + self.context_features(features))
+            gate = torch.sigmoid(gate_delta + self.gate_features(features))
             relation = self.dropout(gate) * self.dropout(context)
             dates.append(self.output(torch.cat([features, difference, relation], dim=-1)))  # (B, N, 3D) -> (B, N, D)
         return torch.cat(dates, dim=1)

@@ -1,5 +1,7 @@
 """LoRA adapters of the language model (PEFT), as a part of the model's own checkpoint."""
 
+import difflib
+from dataclasses import fields
 from typing import Any
 
 IN_NAMES = ".lora_"  # of a LoRA adapter's weights
@@ -22,10 +24,11 @@ def make_lora_config(settings: dict[str, Any]):
         from peft import LoraConfig
     except ImportError as error:
         raise ImportError("A LoRA adapter needs PEFT: pip install peft") from error
-    try:
-        return LoraConfig(**settings)
-    except TypeError as error:
-        raise ValueError(f"LoRA settings are the fields of PEFT's `LoraConfig`: {error}") from error
+    known = [field.name for field in fields(LoraConfig)]
+    for name in settings.keys() - set(known):
+        close = "".join(f" Did you mean {like!r}?" for like in difflib.get_close_matches(name, known, 1))
+        raise ValueError(f"LoRA settings are the fields of PEFT's `LoraConfig`, and {name!r} is none of them.{close}")
+    return LoraConfig(**settings)
 
 
 def lora_settings(adapters: dict[str, Any]) -> dict[str, Any]:

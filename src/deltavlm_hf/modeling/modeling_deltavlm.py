@@ -40,7 +40,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from .cache_name import CACHE, named_by_transformers
 from .configuration_deltavlm import DeltaVLMConfig
-from .csrm import Concatenation, CrossSemanticRelationMeasuring
+from .csrm import Concatenation, CrossSemanticRelationMeasuring, current_name
 from .lora import IN_NAMES, lora_settings, make_lora_config, without_adapter
 from .saving import replacing
 from .spatial_codes import sincos_2d
@@ -220,24 +220,28 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
-        sources = model.config.weight_sources
+        sources, renamed = model.config.weight_sources or [], False
         if checkpoint_files:  # the commit, where they came from the Hub
             model.weights_revision = extract_commit_hash(str(checkpoint_files[0]), None)
             with ExitStack() as stack:
                 weights = open_weights(checkpoint_files, stack)  # which names the file that is damaged
                 if model.config.language_model_lora:
                     model._lora_weights = {name: weight[...] for name, weight in weights.items() if IN_NAMES in name}
-        if not sources or state_dict is not None:
+                renamed = any(current_name(name) != name for name in weights)
+        if state_dict is not None:
+            state_dict = {current_name(name): weight for name, weight in state_dict.items()}
+        if state_dict is not None or not (sources or renamed):
             return InstructBlipPreTrainedModel._load_pretrained_model(
                 model, state_dict, checkpoint_files, load_config, expected_keys
             )
         if "disk" in (load_config.device_map or {}).values():
             raise ValueError(
-                "A small checkpoint cannot be offloaded to disk: load it once without, and save it with "
-                "`save_pretrained(..., only_trained=False)`."
+                "A small checkpoint, or one with names of weights that are no longer in use, cannot be offloaded to "
+                "disk: load it once without, and save it with `save_pretrained(..., only_trained=False)`."
             )
         with ExitStack() as stack:
             weights = open_weights(checkpoint_files, stack)
+            weights = {current_name(name): weight for name, weight in weights.items()}
             add_missing(weights, set(model.state_dict()), sources, stack, **(load_config.download_kwargs or {}))
             weights = {name: weight for name, weight in weights.items() if IN_NAMES not in name}
             if is_deepspeed_zero3_enabled():
@@ -272,14 +276,16 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
             save_directory (`str` or `os.PathLike`): the folder.
             is_main_process, state_dict, kwargs: see [`~PreTrainedModel.save_pretrained`].
             only_trained (`bool`, *optional*, defaults to `True`): after [`keep_out_of_checkpoints`], leave those
-                weights out. With `False`, or where that was not called, everything is written.
+                weights out, but for what trains by now. With `False`, or where that was not called, everything is
+                written.
 
         The files are written apart and take the place of older ones when all are complete.
 
         Raises:
             OSError: if the folder cannot be written to; what was there before is untouched.
-            ValueError: if weights in 4-bit would have to be written, though the rest is trained in full precision, or
-                if the language model has another adapter than a single LoRA.
+            ValueError: if the weights that are left out lie in this very folder, if weights in 4-bit would have to be
+                written, though the rest is trained in full precision, or if the language model has another adapter
+                than a single LoRA.
         """
         if self._auto_class is not None:  # the folder carries its code
             self.config.auto_map = dict(self.auto_map)
@@ -297,6 +303,15 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
             state_dict = {without_adapter(name): tensor for name, tensor in tensors.items()}
         if whole:
             self._keys_to_ignore_on_save = self.config.weight_sources = None
+        else:
+            for source in sources:
+                if os.path.realpath(source["name_or_path"]) == os.path.realpath(save_directory):
+                    raise ValueError(
+                        f"A small checkpoint in {os.fspath(save_directory)!r} would take the place of the weights "
+                        "there that it leaves out: choose another folder, or save_pretrained(..., only_trained=False)."
+                    )
+            trained = {without_adapter(name) for name, weight in self.named_parameters() if weight.requires_grad}
+            self._keys_to_ignore_on_save = [name for name in left_out if name not in trained]
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", os.path.basename(save_directory))
         try:

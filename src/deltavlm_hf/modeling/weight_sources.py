@@ -7,13 +7,15 @@ Small checkpoints: a folder that holds only the weights that were trained, and n
 - `revision` (optional): of the Hub id;
 - `prefix`: what stands before the names of its weights in DeltaVLM: nothing where it is a DeltaVLM itself,
   `"language_model."` where it is a causal language model;
-- `digests` (optional): what [`digest`] said of each of its files when the checkpoint was written.
+- `digests` (optional): the SHA-256 of each of its files when the checkpoint was written. Without any, whatever lies
+  there is taken.
 
 A weight is taken from the checkpoint if it is there, else from the first source that has it.
 """
 
 import hashlib
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -23,10 +25,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
+
+from .csrm import current_name
+
+logger = logging.get_logger(__name__)
 
 _FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
+_BLOCK = 2**24  # values of a weight that are compared at once
 
 
 def find_files(
@@ -57,7 +64,7 @@ def find_files(
             return [path]
         weight_map = json.loads(Path(path).read_text())["weight_map"]
         prefix = source.get("prefix", "")
-        shards = {shard for weight, shard in weight_map.items() if wanted(prefix + weight)}
+        shards = {shard for weight, shard in weight_map.items() if wanted(current_name(prefix + weight))}
         return [cached_file(name, shard, revision=revision, **options) for shard in sorted(shards)]
     raise OSError(f"{name!r} holds no weights that can be read: {missing}") from missing
 
@@ -99,11 +106,23 @@ def read_torch_file(file: str | os.PathLike) -> Any:
         raise ValueError(f"{file} cannot be read as a file of weights, and nothing else is loaded: {error}") from error
 
 
-def digest(weights: Mapping[str, Any]) -> str:
-    """
-    Tells one set of weights from another: names, shapes and the beginning of each weight, whatever their precision on
-    disk costs to read in full.
-    """
+def digest(file: str | os.PathLike) -> str:
+    """The SHA-256 of a whole file: `"sha256:..."`. A change anywhere in it is noticed."""
+    with open(file, "rb") as content:
+        return f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
+
+
+def _is_same(file: str, weights: Mapping[str, Any], expected: str) -> bool:
+    if expected.startswith("sha256:"):
+        return digest(file) == expected
+    logger.warning_once(
+        "This checkpoint is of an early version, which knew the weights that it leaves out by the beginning of each: "
+        "a change elsewhere in them is not noticed. Saved anew after `leave_out_frozen(model)`, it knows them whole."
+    )
+    return _digest_of_beginnings(weights) == expected
+
+
+def _digest_of_beginnings(weights: Mapping[str, Any]) -> str:
     summary = hashlib.sha256()
     for name in sorted(weights):
         start = first_values(weights[name])
@@ -137,6 +156,23 @@ def first_values(weight: Any) -> torch.Tensor:
     if not size:
         return weight[...].reshape(1)
     return weight[:1].reshape(-1)[:64]
+
+
+def same_values(tensor: torch.Tensor, weight: Any) -> bool:
+    """
+    Whether a weight has the values of one in a file, all of them, in the precision that it has here: what was loaded
+    in 16 bits from a file in 32 is the same. Read in blocks, so that memory holds little of the file at a time.
+    """
+    size = shape(weight)
+    if tuple(tensor.shape) != size:
+        return False
+    if not size:
+        return torch.equal(tensor, weight[...].to(tensor))
+    rows = max(1, _BLOCK // max(1, math.prod(size[1:])))
+    return all(
+        torch.equal(tensor[start : start + rows], weight[start : start + rows].to(tensor))
+        for start in range(0, size[0], rows)
+    )
 
 
 def shape(weight: Any) -> tuple[int, ...]:
@@ -181,11 +217,12 @@ def add_missing(
             ) from error
         for file in files:
             found = open_weights([file], stack)
-            if expected and expected.get(Path(file).name) != digest(found):
+            if expected and not _is_same(file, found, expected.get(Path(file).name, "sha256:")):
                 raise ValueError(
                     f"The weights in {source['name_or_path']!r} ({Path(file).name}) are not those that this "
                     "checkpoint was made with. Give it the right ones, or, if you want these, name them without "
                     "digests: from_pretrained(..., "
                     f"weight_sources=[{ {'name_or_path': source['name_or_path'], 'prefix': prefix} }])."
                 )
-            weights.update({prefix + name: weight for name, weight in found.items() if prefix + name in missing})
+            found = {current_name(prefix + name): weight for name, weight in found.items()}
+            weights.update({name: weight for name, weight in found.items() if name in missing})

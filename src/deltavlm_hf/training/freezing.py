@@ -11,26 +11,29 @@ import torch
 from torch import nn
 
 from ..modeling import DeltaVLMForConditionalGeneration
+from ..modeling.csrm import current_name
 from ..modeling.lora import IN_NAMES, make_lora_config, without_adapter
-from ..modeling.weight_sources import digest, find_files, first_values, open_weights, shape
+from ..modeling.weight_sources import digest, find_files, open_weights, same_values, shape
 from ..quantization import quantised_part_only
 
 
 @dataclass(frozen=True)
 class FreezePolicy:
     """
-    What trains. The defaults are the paper's recipe: all but the language model and the first vision blocks.
+    What trains. The defaults are what the authors' code trains: all but the language model and the first vision
+    blocks.
 
     Args:
         vision_blocks (`int`, *optional*, defaults to 2): how many of the last blocks of the vision encoder train; -1
-            for the whole encoder. The layer norm after them stays frozen with 0, and is trained with -1 only: the
-            authors' code leaves it as it is.
+            for all of them and the embeddings before them. The layer norm after them has a field of its own.
         difference (`bool`, *optional*, defaults to `True`): the CSRM.
         qformer (`bool`, *optional*, defaults to `True`): the Q-Former and its queries.
         projection (`bool`, *optional*, defaults to `True`): the projection to the language model.
         language_model (`bool`, *optional*, defaults to `False`): the language model itself.
         lora (`dict`, *optional*): settings of PEFT's `LoraConfig`, such as `{"r": 16, "lora_alpha": 32}`: a LoRA
             adapter on the frozen language model trains. A model that has one already goes on with that.
+        vision_layernorm (`bool`, *optional*, defaults to `True`): the layer norm after the vision blocks, whichever
+            of these train. The authors' `freeze_vit` leaves it out (`ln_vision`), so that it trains.
     """
 
     vision_blocks: int = 2
@@ -39,6 +42,7 @@ class FreezePolicy:
     projection: bool = True
     language_model: bool = False
     lora: dict[str, Any] | None = None
+    vision_layernorm: bool = True
 
 
 def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None = None) -> None:
@@ -50,14 +54,15 @@ def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None 
 
     Args:
         model ([`DeltaVLMForConditionalGeneration`]).
-        policy ([`FreezePolicy`], *optional*): by default the paper's.
+        policy ([`FreezePolicy`], *optional*): by default the authors'.
 
     Raises:
         ValueError: if the policy asks for what the model does not have, or for two things that exclude each other.
         ImportError: if `lora` is asked for without PEFT.
     """
     policy = policy or FreezePolicy()
-    layers = model.vision_model.encoder.layers
+    vision = model.vision_model
+    layers = vision.encoder.layers
     if not -1 <= policy.vision_blocks <= len(layers):
         raise ValueError(
             f"`vision_blocks` is {policy.vision_blocks}; the vision encoder has {len(layers)} blocks, or -1 for all."
@@ -75,9 +80,11 @@ def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None 
     model.requires_grad_(False)
     trained: list[nn.Module | nn.Parameter] = []
     if policy.vision_blocks == -1:
-        trained.append(model.vision_model)
+        trained += [vision.embeddings, *layers]
     elif policy.vision_blocks:
         trained += layers[-policy.vision_blocks :]
+    if policy.vision_layernorm:
+        trained.append(vision.post_layernorm)
     if policy.difference:
         trained.append(model.difference)
     if policy.qformer:
@@ -138,8 +145,9 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
     Makes `save_pretrained`, and so `Trainer`'s checkpoints, hold only what is not the same in the place that the model
     was loaded from. `config.weight_sources` points there. `from_pretrained` puts both together again.
 
-    What trains is always saved, and so is what differs from its source already, such as embeddings that were resized.
-    Undo it with `model.save_pretrained(folder, only_trained=False)`.
+    What trains is always saved, and so is what differs from its source already, such as embeddings that were resized:
+    every value is compared with the files, in the precision that the model has. Call it again after other changes to
+    what is frozen. Undo it with `model.save_pretrained(folder, only_trained=False)`.
 
     Args:
         model ([`DeltaVLMForConditionalGeneration`]): after [`freeze`].
@@ -148,7 +156,8 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
         `list[str]`: the names of the weights that are left out.
 
     Raises:
-        ValueError: if the model was not loaded from anywhere.
+        ValueError: if the model was not loaded from anywhere, or holds weights in 4-bit that are not made of those
+            there: they can neither be left out nor saved.
         OSError: if it is not there any more.
     """
     base = model.config.name_or_path
@@ -164,11 +173,11 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
     tensors = {without_adapter(name): tensor for name, tensor in model.state_dict().items()}
     kept = {name for name in tensors if name in trained or IN_NAMES in name}  # adapters are looked for here alone
     unplaced = {name: tensor for name, tensor in tensors.items() if name not in kept}
-    quantised = tuple(
-        f"{without_adapter(name)}."
+    quantised = {
+        f"{without_adapter(name)}.weight": module.weight
         for name, module in model.named_modules()
         if hasattr(getattr(module, "weight", None), "quant_state")
-    )
+    }
     left_out, needed = [], []
     for source in (whole, *(model.config.weight_sources or [])):
         prefix = source.get("prefix", "")
@@ -176,37 +185,45 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
         with ExitStack() as stack:
             for file in find_files(source, unplaced.__contains__):
                 weights = open_weights([file], stack)
-                found = {prefix + name: weight for name, weight in weights.items()}
-                here = [
-                    name
-                    for name, tensor in unplaced.items()
-                    if (name in found and _begin_alike(tensor, found[name]))
-                    or (name.startswith(quantised) and _owner(name, quantised) + "weight" in found)
-                ]
+                found = {current_name(prefix + name): weight for name, weight in weights.items()}
+                here = [name for name in unplaced if name in found and same_values(unplaced[name], found[name])]
+                for owner in quantised.keys() & found.keys() & unplaced.keys() - set(here):
+                    if _same_in_4bit(quantised[owner], found[owner]):
+                        here += [name for name in unplaced if name == owner or name.startswith(f"{owner}.")]
                 if here:
                     same += here
-                    digests[Path(file).name] = digest(weights)
+                    digests[Path(file).name] = digest(file)
         if same:
             described = {**source, "digests": digests}
             needed.append({key: value for key, value in described.items() if value is not None})
         left_out += same
         for name in same:
             del unplaced[name]
+    if lost := [name for name in quantised if name in unplaced]:
+        raise ValueError(
+            f"{len(lost)} weights in 4-bit, among them {lost[0]}, are not made of those in {base!r}. They can neither "
+            "be left out of a checkpoint nor be saved: load the model from the place that has its language model."
+        )
     elsewhere = {tensors[name].data_ptr() for name in left_out}
     left_out += [name for name in unplaced if tensors[name].data_ptr() in elsewhere]  # tied to one of them
     model.keep_out_of_checkpoints(left_out, needed)
     return left_out
 
 
-def _owner(name: str, modules: tuple[str, ...]) -> str:
-    return next(module for module in modules if name.startswith(module))
+def _same_in_4bit(parameter: Any, weight: Any) -> bool:
+    """Whether bitsandbytes makes the same values of a weight in a file."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-
-def _begin_alike(tensor: torch.Tensor, weight) -> bool:
-    """Whether a weight is the one in a file, but for precision; by shape and first values."""
-    if tuple(tensor.shape) != shape(weight):
+    state = parameter.quant_state
+    if tuple(state.shape) != shape(weight):
         return False
-    return torch.equal(first_values(tensor.detach().cpu()), first_values(weight).to(tensor.dtype))
+    again = quantize_4bit(
+        weight[...].to(parameter.device, state.dtype),
+        blocksize=state.blocksize,
+        compress_statistics=state.nested,
+        quant_type=state.quant_type,
+    )
+    return torch.equal(dequantize_4bit(*again), dequantize_4bit(parameter.data, state))
 
 
 def merge_lora(model: DeltaVLMForConditionalGeneration) -> None:
@@ -226,11 +243,16 @@ def merge_lora(model: DeltaVLMForConditionalGeneration) -> None:
         raise ValueError("An adapter is merged into full weights: load the model without quantisation.")
     from peft.tuners.lora import LoraLayer
 
+    merged = set()
     for name, module in list(model.language_model.named_modules()):
         if isinstance(module, LoraLayer):
             module.merge(safe_merge=True)
+            merged.add(f"language_model.{name}.weight")
             parent, _, child = name.rpartition(".")
             setattr(model.language_model.get_submodule(parent), child, module.get_base_layer())
     del model.language_model.peft_config
     model.language_model._hf_peft_config_loaded = False
     model.config.language_model_lora = None
+    if model._keys_to_ignore_on_save:  # what was merged is no longer what lies in its place
+        left_out = [name for name in model._keys_to_ignore_on_save if name not in merged]
+        model.keep_out_of_checkpoints(left_out, model.config.weight_sources or [])

@@ -66,7 +66,7 @@ def estimate_memory(
 
     Args:
         config ([`DeltaVLMConfig`]).
-        policy ([`FreezePolicy`], *optional*): by default the paper's.
+        policy ([`FreezePolicy`], *optional*): by default the authors'.
         batch_size (`int`, *optional*, defaults to 12): rows of one process and step.
         prompt_tokens (`int`, *optional*, defaults to 64): of a question with the turns before it.
         answer_tokens (`int`, *optional*, defaults to 32).

@@ -35,6 +35,9 @@ class PrefixCache:
     once it is on the disk as a whole, so that a run that was killed goes on. One image takes N x D numbers: at full
     size 257 x 1408, that is 0.72 MB in 16 bits.
 
+    A pickled copy, as worker processes of a `DataLoader` get it, reads the folder anew and has no model: it cannot be
+    filled.
+
     Args:
         folder (`str` or `Path`): where states are kept; several runs may share it.
         model ([`DeltaVLMForConditionalGeneration`]): after [`freeze`].
@@ -66,22 +69,27 @@ class PrefixCache:
                 "There are no vision states to cache: the first vision block or the embeddings train. Freeze them, as "
                 "`freeze(model)` does, or leave the cache out."
             )
-        self.model = model
+        self.model: DeltaVLMForConditionalGeneration | None = model
         self.processor = processor
         self.dtype = dtype
         self.shape = (vision.embeddings.position_embedding.shape[1], vision.config.hidden_size)  # N, D
-        self.folder = Path(folder).expanduser() / self._key()
+        self.folder = Path(folder).expanduser().absolute() / self._key(model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._states_file = self.folder / "states.bin"
         self._states_file.touch()
-        self._places: dict[str, int] = {}  # content -> number of its state
         self._contents: dict[str, str] = {}  # path -> content
-        self._states = np.empty((0, *self.shape), _KEPT_AS[dtype])
         self._read()
 
-    def _key(self) -> str:
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "model": None, "_places": None, "_states": None, "_contents": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._read()
+
+    def _key(self, model: DeltaVLMForConditionalGeneration) -> str:
         summary = hashlib.sha256()
-        vision = self.model.vision_model
+        vision = model.vision_model
         for part in (vision.embeddings, *vision.encoder.layers[: self.first_block]):
             for name, tensor in part.state_dict().items():
                 summary.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -96,7 +104,9 @@ class PrefixCache:
         return Journal(self.folder / "images.jsonl", {"shape": list(self.shape), "dtype": str(self.dtype)}, ("image",))
 
     def _read(self) -> None:
-        self._places = {image: entry["place"] for (image,), entry in self._journal().entries.items()}
+        # Content -> number of its state.
+        self._places: dict[str, int] = {image: entry["place"] for (image,), entry in self._journal().entries.items()}
+        self._states = np.empty((0, *self.shape), _KEPT_AS[self.dtype])
         size = int(np.prod(self.shape))
         whole = self._states_file.stat().st_size // (size * np.dtype(_KEPT_AS[self.dtype]).itemsize)
         if whole:
@@ -113,7 +123,12 @@ class PrefixCache:
 
         Returns:
             `int`: how many images were computed.
+
+        Raises:
+            ValueError: in a worker process's copy.
         """
+        if self.model is None:
+            raise ValueError("A pickled `PrefixCache` only reads: fill it where its model is.")
         with FileLock(self.folder / "lock"):
             self._read()
             journal = self._journal()
@@ -129,7 +144,7 @@ class PrefixCache:
             with self._states_file.open("r+b") as file, torch.inference_mode():
                 for start in tqdm(starts, desc="vision states", disable=not contents):
                     chosen = contents[start : start + batch_size]
-                    states = self._compute([waiting[content] for content in chosen], device)
+                    states = self._compute(self.model, [waiting[content] for content in chosen], device)
                     file.seek(len(self._places) * states[0].nbytes)
                     file.write(states.tobytes())
                     file.flush()
@@ -140,11 +155,13 @@ class PrefixCache:
             self._read()
         return len(contents)
 
-    def _compute(self, images: list[dict], device: torch.device | str) -> np.ndarray:
+    def _compute(
+        self, model: DeltaVLMForConditionalGeneration, images: list[dict], device: torch.device | str
+    ) -> np.ndarray:
         decoded = [read_image(image) for image in images]
         pairs = [(image, image) for image in decoded]
         pixel_values = self.processor(images=pairs, return_tensors="pt")["pixel_values"][:, 0]
-        states = self.model.encode_vision_prefix(pixel_values.to(device, self.model.dtype), self.first_block)
+        states = model.encode_vision_prefix(pixel_values.to(device, model.dtype), self.first_block)
         states = states.to(self.dtype).cpu()
         return (states.view(torch.uint16) if self.dtype == torch.bfloat16 else states).numpy()
 

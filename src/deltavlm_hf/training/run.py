@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,19 +11,21 @@ from typing import Any
 
 import datasets
 import torch
-import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .. import tiny
 from ..data import TASKS, load_changechat, load_generated
+from ..data.changechat import check_tasks
 from ..files import write_whole
+from ..modeling.lora import make_lora_config
 from ..quantization import four_bit_config
 from .arguments import DeltaVLMTrainingArguments
 from .augmentation import PairAugmentation
 from .checkpoints import last_complete_checkpoint
+from .fields import fit, nearest, read_yaml
 from .freezing import FreezePolicy, freeze, trainable_table
 from .rows import TrainingRows
-from .trainer import DeltaVLMTrainer
+from .trainer import CACHE_AND_AUGMENTATION, DeltaVLMTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,9 @@ class DataConfig:
         pairs (`int`, *optional*, defaults to 1000): generated pairs to train on.
         validation_pairs (`int`, *optional*, defaults to 100): generated pairs to validate on.
         seed (`int`, *optional*, defaults to 6000000): of the first generated pair.
+
+    Raises:
+        ValueError: for an unknown task, a limit below 1, or a folder of images without `source`.
     """
 
     source: str | None = None
@@ -55,6 +61,13 @@ class DataConfig:
     pairs: int = 1000
     validation_pairs: int = 100
     seed: int = 6_000_000
+
+    def __post_init__(self):
+        check_tasks(self.tasks)
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"`limit` must be at least 1, got {self.limit}; leave it out for all rows.")
+        if self.images and not self.source:
+            raise ValueError(f"`images` is {self.images!r}, but `source`, whose images they are, is missing.")
 
     @property
     def validates(self) -> bool:
@@ -104,41 +117,45 @@ class TrainingRun:
     task_weights: dict[str, float] | None = None
     validate_answers: int = 0
 
+    @property
+    def source(self) -> str:
+        """The folder or Hub id to start from."""
+        return tiny() if self.model == "tiny" else self.model
+
     @classmethod
     def from_yaml(cls, path: str | Path) -> "TrainingRun":
         """
         Reads a file with the fields above.
 
         Raises:
-            ValueError: if it is no YAML, or has unknown fields; the message names those that there are.
+            ValueError: if it is no YAML, or has unknown fields or values of another type; the message names the field
+                that was meant.
         """
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no YAML: {error}") from error
+        content = read_yaml(path)
         if not isinstance(content, dict) or not isinstance(content.get("training"), dict):
             raise ValueError(f"{path} must be a YAML mapping with at least `training: {{output_dir: ...}}`.")
         parts = {"data": DataConfig, "freeze": FreezePolicy, "augmentation": PairAugmentation}
-        for name, part in parts.items():
+        sections = {**parts, "training": DeltaVLMTrainingArguments}
+        places: dict[str, type] = {f"under `{name}`": kind for name, kind in sections.items()}
+        places["at the top of the file"] = cls
+        content = {name: value for name, value in content.items() if value is not None or name not in parts}
+        for name, kind in sections.items():
             if isinstance(content.get(name), dict):
-                content[name] = _make(part, content[name], f"{path}, `{name}`")
-        _known(DeltaVLMTrainingArguments, content["training"], f"{path}, `training`")
+                content[name] = fit(kind, content[name], f"{path}, `{name}`", places)
         if "output_dir" not in content["training"]:
             raise ValueError(f"{path}, `training`: `output_dir` is missing.")
-        return _make(cls, content, str(path))
+        for name, kind in parts.items():
+            if isinstance(content.get(name), dict):
+                content[name] = _named(f"{path}, `{name}`", kind, **content[name])
+        return cls(**fit(cls, content, str(path), places))
 
 
-def _make(kind: type, content: dict[str, Any], where: str):
-    _known(kind, content, where)
-    return kind(**content)
-
-
-def _known(kind: type, content: dict[str, Any], where: str) -> None:
-    known = [each.name for each in dataclasses.fields(kind) if each.init]
-    unknown = [name for name in content if name not in known]
-    if unknown:
-        close = ", ".join(known) if len(known) < 20 else "see the documentation of `TrainingArguments`"
-        raise ValueError(f"{where} has unknown fields {', '.join(map(str, unknown))}; known are: {close}.")
+def _named(where: str, kind: type, **fields: Any) -> Any:
+    """Makes an object; what it objects to is told with the place where it stands."""
+    try:
+        return kind(**fields)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
@@ -156,33 +173,25 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
     Raises:
         ValueError: if the settings do not go together, or hold a token.
     """
-    settings = dict(run.training)
-    if settings.get("hub_token"):
-        raise ValueError(
-            "`training` has a `hub_token`, which would be kept with the model, and published with it. Take it out: "
-            "`hf auth login` or the variable HF_TOKEN serve as well."
-        )
-    if not run.data.validates:
-        settings = {"eval_strategy": "no", "load_best_model_at_end": False, **settings}
-    args = DeltaVLMTrainingArguments(**settings)
+    args = _check(run)
     with args.main_process_first(local=False, desc="data"):
         rows = run.data.load()
         validation = run.data.load(validation=True) if run.data.validates else None
-    source = tiny() if run.model == "tiny" else run.model
+    training_rows = TrainingRows(rows, run.augmentation, run.task_weights, args.seed)
     options: dict[str, Any] = {"dtype": run.dtype, "revision": run.revision, "device_map": run.device_map}
     if run.load_in_4bit:
         options["quantization_config"] = four_bit_config(torch.bfloat16 if args.bf16 else torch.float32)
         if run.device_map is None and torch.cuda.is_available():
             options["device_map"] = {"": args.device}  # quantised where it stays
     options = {name: value for name, value in options.items() if value is not None}
-    model = AutoModelForImageTextToText.from_pretrained(source, **options)
-    processor = AutoProcessor.from_pretrained(source, **({"revision": run.revision} if run.revision else {}))
+    model = AutoModelForImageTextToText.from_pretrained(run.source, **options)
+    processor = AutoProcessor.from_pretrained(run.source, **({"revision": run.revision} if run.revision else {}))
     freeze(model, run.freeze)
     if args.process_index == 0:
         show(trainable_table(model))
 
     callbacks = []
-    if run.validate_answers and run.data.validates:
+    if run.validate_answers:
         from ..evaluation.callback import AnswerMetrics
 
         whole = run.data.load(validation=True, unroll=False)
@@ -191,7 +200,7 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
     trainer = DeltaVLMTrainer(
         model,
         args,
-        train_dataset=TrainingRows(rows, run.augmentation, run.task_weights, args.seed),
+        train_dataset=training_rows,
         eval_dataset=validation,
         processing_class=processor,
         callbacks=callbacks,
@@ -205,3 +214,65 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
         described = json.dumps(dataclasses.asdict(run), indent=2, default=str) + "\n"
         write_whole(Path(args.output_dir) / SETTINGS_FILE, described)
     return Path(args.output_dir)
+
+
+def _check(run: TrainingRun) -> DeltaVLMTrainingArguments:
+    """The arguments for `Trainer`, after all that can be known to be wrong before data and model are loaded."""
+    settings = dict(run.training)
+    if settings.get("hub_token"):
+        raise ValueError(
+            "`training` has a `hub_token`, which would be kept with the model, and published with it. Take it out: "
+            "`hf auth login` or the variable HF_TOKEN serve as well."
+        )
+    for what in ("eval", "save"):
+        if settings.get(f"{what}_steps") and f"{what}_strategy" not in settings:
+            raise ValueError(
+                f"`training` has `{what}_steps: {settings[f'{what}_steps']}`, which has no effect while "
+                f"`{what}_strategy` is 'epoch', as by default: add `{what}_strategy: steps`, or leave it out."
+            )
+    if run.data.validates:
+        _check_metric(run, settings.get("metric_for_best_model"))
+    else:
+        wants = [
+            name
+            for name in ("eval_strategy", "load_best_model_at_end")
+            if settings.get(name) not in (None, False, "no")
+        ]
+        if run.validate_answers:
+            wants.append("validate_answers")
+        if wants:
+            raise ValueError(
+                f"`{wants[0]}` needs rows for validation, and `data` has none: give `validation`, or "
+                "`validation_pairs` where scenes are generated, or leave it out."
+            )
+        settings = {"eval_strategy": "no", "load_best_model_at_end": False, **settings}
+    if run.augmentation is not None and settings.get("vision_cache"):
+        raise ValueError(CACHE_AND_AUGMENTATION)
+    if run.dtype != "auto" and not isinstance(getattr(torch, run.dtype, None), torch.dtype):
+        raise ValueError(
+            f"`dtype` is {run.dtype!r}, expected 'auto' or a precision of PyTorch, such as 'float32' or 'bfloat16'."
+        )
+    if run.freeze.language_model and run.load_in_4bit:
+        raise ValueError("A language model in 4-bit cannot be trained: leave out `load_in_4bit` or `language_model`.")
+    if run.freeze.lora is not None:
+        make_lora_config(run.freeze.lora)
+    args = _named("`training`", DeltaVLMTrainingArguments, **settings)
+    if not args.save_frozen_weights and os.path.realpath(run.source) == os.path.realpath(args.output_dir):
+        raise ValueError(
+            f"`output_dir` is {args.output_dir!r}, where the model comes from: what is saved there points to the "
+            "weights that it would take the place of. Choose another folder, or `save_frozen_weights: true`."
+        )
+    return args
+
+
+def _check_metric(run: TrainingRun, metric: str | None) -> None:
+    known = ["loss"]
+    if run.validate_answers:
+        from ..evaluation.callback import figure_names
+
+        known += figure_names(run.data.tasks)
+    if metric is not None and metric.removeprefix("eval_") not in known:
+        raise ValueError(
+            f"`metric_for_best_model` is {metric!r}, expected one of {', '.join(known)}."
+            + (nearest(metric, known) if run.validate_answers else " Others need `validate_answers`.")
+        )

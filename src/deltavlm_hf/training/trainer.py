@@ -11,6 +11,11 @@ from .freezing import leave_out_frozen
 from .prefix_cache import PrefixCache
 from .rows import RowSampler, TrainingRows
 
+CACHE_AND_AUGMENTATION = (
+    "`vision_cache` keeps one state for each image, but augmentation makes new images in every epoch: leave out one "
+    "of them."
+)
+
 
 class DeltaVLMTrainer(Trainer):
     """
@@ -34,10 +39,7 @@ class DeltaVLMTrainer(Trainer):
         cache = None
         if args.vision_cache:
             if getattr(train_dataset, "augmentation", None):
-                raise ValueError(
-                    "`vision_cache` keeps one state for each image, but augmentation makes new images in every epoch: "
-                    "leave out one of them."
-                )
+                raise ValueError(CACHE_AND_AUGMENTATION)
             cache = PrefixCache(args.vision_cache, model, processing_class, getattr(torch, args.vision_cache_dtype))
             with args.main_process_first(local=False, desc="vision states"):
                 for rows in (train_dataset, kwargs.get("eval_dataset")):
