@@ -9,7 +9,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import anyio.to_thread
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 try:
@@ -47,6 +47,8 @@ TASKS = {
 }
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")  # of Pillow; others run programs or nobody sends them
 MAX_PIXELS = 64_000_000  # of one image
+MAX_SCANS = 40  # of a JPEG; one that is sent in steps has about ten, and each costs a pass over all pixels
+LONGEST = 2048  # side of what is kept of an image while it is read; models see far less
 MAX_QUESTION = 1000  # characters
 MAX_SECONDS = 120  # for one answer
 SHOWN = 640  # longest side of the pictures that are sent back
@@ -56,18 +58,6 @@ _NOTE = (
     "**Attention is where the model looks, not proof of what its answer rests on.** Answers can be wrong; those of "
     "the small model that ships with the package mean nothing on real imagery."
 )
-
-
-class _Picture(gr.Image):
-    """An image that comes as the path of the upload: gradio's own would decode it, whatever it is, or fetch it."""
-
-    is_template = True  # drawn as what it derives from
-
-    def preprocess(self, payload: Any) -> str | None:
-        return payload and payload.path
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> Any:
-        return url_or_file_path  # uploads are there already
 
 
 def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, title: str = "DeltaVLM") -> gr.Blocks:
@@ -84,13 +74,13 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
     """
 
     @_in_plain_words()
-    def compare(before: str | None, after: str | None):
+    def compare(*uploads: Any):
         """Both images are there: encodes them once and shows where they differ."""
-        visit = Visit([path for path in (before, after) if path])
-        if before and after:
-            images = (_read(before, processor), _read(after, processor))
-            visit.session = ChangeSession(model, processor, *images)
-            visit.shown = _small(*images)
+        visit = Visit(_paths(uploads, folder))
+        if len(visit.files) == 2:
+            before, after = (_read(path, processor) for path in visit.files)
+            visit.session = ChangeSession(model, processor, before, after)
+            visit.shown = _small(before, after)
         return visit, visit.shown or None, [], None
 
     async def converse(question: str, visit: Visit | None):
@@ -121,23 +111,30 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
             visit.stop.set()
 
     @_in_plain_words()
-    def ask_once(before: str | None, after: str | None, question: str) -> str:
+    def ask_once(before: Any, after: Any, question: Any) -> str:
         """One question about one pair, without a conversation."""
         question = _question(question)
-        if not (before and after):
+        paths = _paths([before, after], folder)
+        if len(paths) < 2:
             raise _refusal("Give two images: before and after.")
-        images = [(_read(before, processor), _read(after, processor))]
+        images = [[_read(path, processor) for path in paths]]
         (reply,) = answer(model, processor, [question], histories=[[]], images=images, max_time=MAX_SECONDS)
         return reply
 
-    examples = _examples(web_guard.make_folder())
+    async def stay(path: str) -> str:
+        """In place of what gradio does with a file that is named: fetch it, if it is an address."""
+        return path
+
+    folder = web_guard.make_folder()
+    examples = _examples(folder)
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown(f"# {title}\nTwo images of the same place, before and after: ask what changed.")
         visit = gr.State()
         with gr.Row():
-            before = _Picture(label="Before", type="filepath", sources=["upload", "clipboard"], elem_id="before")
-            after = _Picture(label="After", type="filepath", sources=["upload", "clipboard"], elem_id="after")
-        scenes = gr.Dataset(components=[before, after], samples=examples, type="index", label="Generated scenes")
+            before = gr.Image(label="Before", type="filepath", sources=["upload", "clipboard"], elem_id="before")
+            after = gr.Image(label="After", type="filepath", sources=["upload", "clipboard"], elem_id="after")
+        pictures: list[Any] = [before, after]
+        scenes = gr.Dataset(components=pictures, samples=examples, type="index", label="Generated scenes")
         slider = gr.ImageSlider(label="Swipe: before | after", interactive=False, elem_id="swipe")
         with gr.Row(elem_classes="narrow"):
             tasks = [gr.Button(name, size="sm") for name in TASKS]
@@ -153,18 +150,22 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
         # `cancels=`: the former can be called past the queue, the latter leaves its work running beside the next.
         work: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
         light: dict[str, Any] = {"concurrency_id": "light", "concurrency_limit": 4, "api_visibility": "private"}
-        for image in (before, after):
-            image.change(compare, [before, after], [visit, slider, chat, evidence], **work, api_visibility="private")
+        # `preprocess=False`, for gradio would decode an upload, whatever it is.
+        for image in pictures:
+            image.async_move_resource_to_block_cache = stay
+            image.change(
+                compare, pictures, [visit, slider, chat, evidence], **work, preprocess=False, api_visibility="private"
+            )
         outputs = [question, chat, evidence]
         question.submit(converse, [question, visit], outputs, **work, api_visibility="private")
         send.click(converse, [question, visit], outputs, **work, api_visibility="private")
         for button, instruction in zip(tasks, TASKS.values(), strict=True):
             button.click(converse, [gr.State(instruction), visit], outputs, **work, api_visibility="private")
         stop.click(halt, visit, **light)
-        scenes.click(lambda number: examples[number], scenes, [before, after], **light)
+        scenes.click(lambda number: examples[number], scenes, pictures, **light)
         # For programs; through components, so that paths can only be those of uploaded files.
         once, reply = gr.Button(visible=False), gr.Textbox(visible=False)
-        once.click(ask_once, [before, after, question], reply, api_name="ask", **work)
+        once.click(ask_once, [*pictures, question], reply, **work, preprocess=False, api_name="ask")
     return page
 
 
@@ -177,7 +178,7 @@ def launch(page: gr.Blocks, **kwargs: Any) -> None:
         kwargs: for `gradio.Blocks.launch`, such as `server_name`, `server_port`, `share`.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # which clears the visitors' files
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which clears the visitors' files
     page.queue(max_size=web_guard.MAX_WAITING, api_open=False)
     page._queue.ANALYTICS_MAX_EVENTS = 100  # of which gradio would keep ten thousand, and sum them up after each job
     page.launch(
@@ -209,6 +210,14 @@ def _in_plain_words() -> Iterator[None]:
         raise _refusal("Something went wrong here, and has been noted. Try again, or try other images.") from error
 
 
+def _paths(uploads: Iterable[Any], folder: Path) -> list[str]:
+    """Of the images that are there. gradio itself lets any path pass that comes without its own mark."""
+    paths = [upload["path"] for upload in uploads if upload and upload["path"]]
+    if not all(Path(path).resolve().is_relative_to(folder) for path in paths):
+        raise _refusal("Upload the images: other files are not read, and addresses not fetched.")
+    return paths
+
+
 def _read(path: str, processor: DeltaVLMProcessor) -> Image.Image:
     """An upload as 8-bit RGB, decoded once, and only if its header promises an image of bounded size."""
     name = Path(path).name
@@ -217,7 +226,10 @@ def _read(path: str, processor: DeltaVLMProcessor) -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise _refusal(f"{name} has {width} x {height} pixels; at most {MAX_PIXELS:,} in all are taken.")
-            pixels = processor.image_processor.process_image(ImageOps.exif_transpose(image))  # (3, H, W)
+            if image.format in ("JPEG", "MPO") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
+                raise _refusal(f"{name} is a JPEG of more than {MAX_SCANS} scans: save it again as another file.")
+            image.thumbnail((LONGEST, LONGEST))
+            pixels = processor.image_processor.process_image(image)  # (3, H, W), turned as EXIF says
     except gr.Error:
         raise
     except Image.DecompressionBombError as error:
@@ -225,13 +237,12 @@ def _read(path: str, processor: DeltaVLMProcessor) -> Image.Image:
     except FileNotFoundError as error:
         raise _refusal(f"{name} is no longer here; upload it again.") from error
     except Exception as error:  # of any kind: what decoders meet has been made to break them
-        formats = ", ".join(FORMATS)
-        raise _refusal(f"{name} is no image that can be read; {formats} are taken.") from error
+        raise _refusal(f"{name} is no image that can be read; {', '.join(FORMATS)} are taken.") from error
     return Image.fromarray(pixels.transpose(1, 2, 0))
 
 
-def _question(text: str) -> str:
-    text = text.strip()
+def _question(text: Any) -> str:
+    text = str(text or "").strip()
     if not text:
         raise _refusal("Type a question, or press one of the buttons.")
     if len(text) > MAX_QUESTION:
