@@ -9,7 +9,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from .inference import ChangeSession, answer
 from .modeling import DeltaVLMForConditionalGeneration
 from .overlay import draw_cells, overlay_heat
 from .processing import DeltaVLMProcessor
+from .processing.processing_deltavlm import Turn
 from .web_guard import Guard, Visit
 
 logger = logging.getLogger(__name__)
@@ -86,9 +87,9 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
     async def converse(question: str, visit: Visit | None):
         """Streams an answer into the conversation."""
         with _in_plain_words():
-            question = _question(question)
             if visit is None or visit.session is None:
                 raise _refusal("Give two images first: before and after.")
+            question = _question(question, processor, visit.session.history)
             visit.stop.clear()
             messages = [
                 {"role": role, "content": text}
@@ -113,7 +114,7 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
     @_in_plain_words()
     def ask_once(before: Any, after: Any, question: Any) -> str:
         """One question about one pair, without a conversation."""
-        question = _question(question)
+        question = _question(question, processor, [])
         paths = _paths([before, after], folder)
         if len(paths) < 2:
             raise _refusal("Give two images: before and after.")
@@ -241,12 +242,16 @@ def _read(path: str, processor: DeltaVLMProcessor) -> Image.Image:
     return Image.fromarray(pixels.transpose(1, 2, 0))
 
 
-def _question(text: Any) -> str:
+def _question(text: Any, processor: DeltaVLMProcessor, history: Sequence[Turn]) -> str:
     text = str(text or "").strip()
     if not text:
         raise _refusal("Type a question, or press one of the buttons.")
     if len(text) > MAX_QUESTION:
         raise _refusal(f"A question has at most {MAX_QUESTION} characters; this one has {len(text)}.")
+    try:
+        processor(text=[text], history=[history])
+    except ValueError as error:  # more tokens than the model reads
+        raise _refusal(str(error)) from error
     return text
 
 

@@ -50,7 +50,7 @@ MAX_SESSIONS = 200  # visitors that are remembered; the one unseen for longest i
 
 SWEEP_SECONDS = 15  # how often is looked for what can go
 FILE_SECONDS = 180  # that a file is kept, unless a visitor who is there or a waiting job needs it
-LEAVE_SECONDS = 60  # that a visitor is remembered after closing the page, or after a call by program
+LEAVE_SECONDS = 180  # that a visitor is remembered after closing the page, or after a call by program
 IDLE_SECONDS = 1800  # that a visitor is remembered who leaves the page open and does nothing
 DEAD_SECONDS = 3600  # after which a folder that no server has touched is one of a server that was killed
 
@@ -140,8 +140,12 @@ class Guard:
     async def _pass(self, address: str, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         if method in ("GET", "HEAD") and _READ.fullmatch(path):
-            if path.startswith(_FILE) and not path.startswith(f"{_FILE}{self.folder}/"):
-                return await _refuse(403, "Only files of this page are served.")(scope, receive, send)
+            if path.startswith(_FILE):
+                file = Path(os.path.normpath(path.removeprefix(_FILE)))
+                if not file.is_relative_to(self.folder):  # gradio would fetch addresses, and serve other folders
+                    return await _refuse(403, "Only files of this page are served.")(scope, receive, send)
+                if not file.is_file():
+                    return await _refuse(404, "This file is no longer here.")(scope, receive, send)
             if path.startswith(f"{_API}/heartbeat/"):
                 await self._look(path.rpartition("/")[2], scope, receive, send)
             else:
@@ -154,13 +158,14 @@ class Guard:
             )
 
     async def _post(self, address: str, scope: Scope, receive: Receive, send: Send) -> None:
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if not length.isdigit():
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        if not length.isdigit() or b"transfer-encoding" in headers:  # which would be of any length
             return await _refuse(411, "Say how long the request is (Content-Length).")(scope, receive, send)
         upload = scope["path"] == f"{_API}/upload"
         most = MAX_FILE if upload else MAX_BODY
         if int(length) > most + (1 << 16):  # form and field names
-            await _drain(receive, 2 * most)  # a client that still writes would not read the answer
+            await _drain(receive, 2 * most)
             return await _refuse(413, f"At most {most >> 20} MB are taken.")(scope, receive, send)
         if upload:
             await (await self._upload(address, int(length), Request(scope, receive)))(scope, receive, send)
@@ -174,12 +179,12 @@ class Guard:
         now = time.monotonic()
         while self.stored and now - self.stored[0][0] > FILE_SECONDS + SWEEP_SECONDS:
             self.stored.popleft()
-        length = max(length, LEAST_STORED)
-        if length + sum(size for _, who, size in self.stored if who == address) > MAX_STORED_OF_ADDRESS:
-            return _refuse(429, "Much has been uploaded from this address just now. Wait a few minutes.")
-        if length + sum(size for _, _, size in self.stored) > MAX_STORED:
-            return _refuse(503, "Many images are here just now. Try again in a few minutes.")
-        self.stored.append((now, address, length))
+        counted = max(length, LEAST_STORED)
+        of_address = counted + sum(size for _, who, size in self.stored if who == address)
+        if of_address > MAX_STORED_OF_ADDRESS or counted + sum(size for _, _, size in self.stored) > MAX_STORED:
+            await _drain(request.receive, length)
+            return _refuse(429, "Busy: many images have been uploaded just now. Try again in a few minutes.")
+        self.stored.append((now, address, counted))
         try:
             async with request.form(max_files=2, max_fields=2) as form:
                 files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
@@ -197,7 +202,7 @@ class Guard:
         except (ValueError, RecursionError):
             job = None
         session = job.get("session_hash") if isinstance(job, dict) else None
-        if not isinstance(job, dict) or not (session is None or isinstance(session, str) and len(session) <= 64):
+        if not isinstance(job, dict) or not (session is None or isinstance(session, str) and 0 < len(session) <= 64):
             return await _refuse(400, "This is no call of a function.")(scope, receive, send)
         waiting = [*self.joining]
         waiting += [(_address(event.request.scope), event.session_hash) for event in self._events()]
@@ -298,6 +303,7 @@ def _refuse(status: int, text: str) -> Response:
 
 
 async def _drain(receive: Receive, most: int) -> None:
+    """Reads what is not wanted: a client that still writes would not see the answer."""
     while most > 0:
         message = await receive()
         most -= len(message.get("body", b""))
