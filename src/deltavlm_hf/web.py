@@ -1,28 +1,40 @@
 """
 `deltavlm demo --web`, and the Space in `examples/space`: a page to drop two images on and talk about them.
 
-What a visitor uploads and says is kept in the session's own state, and dropped with it.
+What a visitor uploads and says is kept in the session's own state, and dropped with it, see `web_guard`.
 """
 
 import logging
 import queue
-import tempfile
+import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import numpy as np
 import torch
 from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+try:
+    import gradio as gr
+except ImportError as error:
+    raise ImportError('The page needs gradio: pip install "deltavlm-hf[web]"') from error
+from starlette.middleware import Middleware
+
+from . import web_guard
 from .data.questions import FOLLOW_UPS, INSTRUCTIONS, parse_grid
 from .data.scenes import generate_scene
 from .inference import ChangeSession, answer
 from .modeling import DeltaVLMForConditionalGeneration
 from .overlay import draw_cells, overlay_heat
 from .processing import DeltaVLMProcessor
+from .processing.processing_deltavlm import Turn
+from .web_guard import Guard, Visit
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +46,12 @@ TASKS = {
     "Ask": "What kinds of objects are new?",
     "Go on": FOLLOW_UPS[0],
 }
-MAX_FILE_SIZE = "32mb"
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")  # of Pillow; others run programs or nobody sends them
 MAX_PIXELS = 64_000_000  # of one image
+MAX_SCANS = 40  # of a JPEG; one that is sent in steps has about ten, and each costs a pass over all pixels
+LONGEST = 2048  # side of what is kept of an image while it is read; models see far less
 MAX_QUESTION = 1000  # characters
 MAX_SECONDS = 120  # for one answer
-IDLE_SECONDS = 1800  # after which a visitor's pair is forgotten
 SHOWN = 640  # longest side of the pictures that are sent back
 EXAMPLE_SEEDS = (18, 7, 3, 12)
 _CSS = ".narrow button { min-width: 5rem } .evidence img { image-rendering: auto }"
@@ -48,9 +61,9 @@ _NOTE = (
 )
 
 
-def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, title: str = "DeltaVLM"):
+def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, title: str = "DeltaVLM") -> gr.Blocks:
     """
-    Makes the page.
+    Makes the page. One per process, for it has gradio keep all files in a folder of its own.
 
     Args:
         model ([`DeltaVLMForConditionalGeneration`]): on any device.
@@ -59,51 +72,70 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
 
     Returns:
         `gradio.Blocks`: for [`launch`].
-
-    Raises:
-        ImportError: without gradio.
     """
-    try:
-        import gradio as gr
-    except ImportError as error:
-        raise ImportError('The page needs gradio: pip install "deltavlm-hf[web]"') from error
 
-    def compare(before: str | None, after: str | None):
+    @_in_plain_words()
+    def compare(*uploads: Any):
         """Both images are there: encodes them once and shows where they differ."""
-        if not (before and after):
-            return None, None, [], None
-        try:
-            session = ChangeSession(model, processor, _checked(before), _checked(after))
-        except (ValueError, OSError) as error:
-            raise gr.Error(str(error)) from error
-        shown = _thumbnails(before, after)
-        return _Visit(session, shown), shown, [], None
+        visit = Visit(_paths(uploads, folder))
+        if len(visit.files) == 2:
+            before, after = (_read(path, processor) for path in visit.files)
+            visit.session = ChangeSession(model, processor, before, after)
+            visit.shown = _small(before, after)
+        return visit, visit.shown or None, [], None
 
-    def converse(question: str, visit: _Visit | None, messages: list[dict]):
+    async def converse(question: str, visit: Visit | None):
         """Streams an answer into the conversation."""
-        question = _question(question)
-        if visit is None:
-            raise gr.Error("Give two images first: before and after.")
-        messages = [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": ""}]
-        yield "", messages, gr.skip()
-        for piece in stream_answer(visit.session, question):
-            messages[-1]["content"] += piece
-            yield gr.skip(), messages, gr.skip()
-        yield gr.skip(), messages, _evidence(visit)
+        with _in_plain_words():
+            if visit is None or visit.session is None:
+                raise _refusal("Give two images first: before and after.")
+            question = _question(question, processor, visit.session.history)
+            visit.stop.clear()
+            messages = [
+                {"role": role, "content": text}
+                for turn in [*visit.session.history, (question, "")]
+                for role, text in zip(("user", "assistant"), turn, strict=True)
+            ]
+            yield "", messages, gr.skip()
+            pieces = stream_answer(visit.session, question, visit.stop)
+            try:
+                while (piece := await anyio.to_thread.run_sync(next, pieces, None)) is not None:
+                    messages[-1]["content"] += piece
+                    yield gr.skip(), messages, gr.skip()
+            finally:  # also when the visitor is gone; it waits for the model, as nothing else should
+                await anyio.to_thread.run_sync(pieces.close)
+            yield gr.skip(), messages, await anyio.to_thread.run_sync(_evidence, visit.session, visit.shown)
 
-    def ask_once(before: str, after: str, question: str) -> str:
+    def halt(visit: Visit | None) -> None:
+        """Ends the answer that is being given."""
+        if visit is not None:
+            visit.stop.set()
+
+    @_in_plain_words()
+    def ask_once(before: Any, after: Any, question: Any) -> str:
         """One question about one pair, without a conversation."""
-        images = (_checked(before), _checked(after))
-        (reply,) = answer(model, processor, [_question(question)], images=[images], max_time=MAX_SECONDS)
+        question = _question(question, processor, [])
+        paths = _paths([before, after], folder)
+        if len(paths) < 2:
+            raise _refusal("Give two images: before and after.")
+        images = [[_read(path, processor) for path in paths]]
+        (reply,) = answer(model, processor, [question], histories=[[]], images=images, max_time=MAX_SECONDS)
         return reply
 
+    async def stay(path: str) -> str:
+        """In place of what gradio does with a file that is named: fetch it, if it is an address."""
+        return path
+
+    folder = web_guard.make_folder()
+    examples = _examples(folder)
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown(f"# {title}\nTwo images of the same place, before and after: ask what changed.")
-        visit = gr.State(time_to_live=IDLE_SECONDS)
+        visit = gr.State()
         with gr.Row():
             before = gr.Image(label="Before", type="filepath", sources=["upload", "clipboard"], elem_id="before")
             after = gr.Image(label="After", type="filepath", sources=["upload", "clipboard"], elem_id="after")
-        gr.Examples(_examples(), [before, after], label="Generated scenes")
+        pictures: list[Any] = [before, after]
+        scenes = gr.Dataset(components=pictures, samples=examples, type="index", label="Generated scenes")
         slider = gr.ImageSlider(label="Swipe: before | after", interactive=False, elem_id="swipe")
         with gr.Row(elem_classes="narrow"):
             tasks = [gr.Button(name, size="sm") for name in TASKS]
@@ -115,26 +147,30 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
         evidence = gr.Gallery(label="Evidence", columns=2, elem_id="evidence", elem_classes="evidence")
         gr.Markdown(_NOTE)
 
-        for image in (before, after):
-            image.change(compare, [before, after], [visit, slider, chat, evidence], api_visibility="private")
+        # Whatever costs computing goes through one queue, one at a time. Nothing here may have `queue=False` or
+        # `cancels=`: the former can be called past the queue, the latter leaves its work running beside the next.
+        work: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+        light: dict[str, Any] = {"concurrency_id": "light", "concurrency_limit": 4, "api_visibility": "private"}
+        # `preprocess=False`, for gradio would decode an upload, whatever it is.
+        for image in pictures:
+            image.async_move_resource_to_block_cache = stay
+            image.change(
+                compare, pictures, [visit, slider, chat, evidence], **work, preprocess=False, api_visibility="private"
+            )
         outputs = [question, chat, evidence]
-        shared: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-        running: list[Any] = [
-            question.submit(converse, [question, visit, chat], outputs, **shared),
-            send.click(converse, [question, visit, chat], outputs, **shared),
-        ]
+        question.submit(converse, [question, visit], outputs, **work, api_visibility="private")
+        send.click(converse, [question, visit], outputs, **work, api_visibility="private")
         for button, instruction in zip(tasks, TASKS.values(), strict=True):
-            running.append(button.click(converse, [gr.State(instruction), visit, chat], outputs, **shared))
-        stop.click(None, cancels=running, api_visibility="private")
+            button.click(converse, [gr.State(instruction), visit], outputs, **work, api_visibility="private")
+        stop.click(halt, visit, **light)
+        scenes.click(lambda number: examples[number], scenes, pictures, **light)
         # For programs; through components, so that paths can only be those of uploaded files.
         once, reply = gr.Button(visible=False), gr.Textbox(visible=False)
-        once.click(
-            ask_once, [before, after, question], reply, api_name="ask", concurrency_id="model", concurrency_limit=1
-        )
+        once.click(ask_once, [*pictures, question], reply, **work, preprocess=False, api_name="ask")
     return page
 
 
-def launch(page, **kwargs: Any) -> None:
+def launch(page: gr.Blocks, **kwargs: Any) -> None:
     """
     Serves the page.
 
@@ -142,60 +178,98 @@ def launch(page, **kwargs: Any) -> None:
         page (`gradio.Blocks`): from [`build`].
         kwargs: for `gradio.Blocks.launch`, such as `server_name`, `server_port`, `share`.
     """
-    page.queue(max_size=64)
-    page.launch(max_file_size=MAX_FILE_SIZE, css=_CSS, show_error=True, **kwargs)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which clears the visitors' files
+    page.queue(max_size=web_guard.MAX_WAITING, api_open=False)
+    page._queue.ANALYTICS_MAX_EVENTS = 100  # of which gradio would keep ten thousand, and sum them up after each job
+    page.launch(
+        max_file_size=web_guard.MAX_FILE,
+        css=_CSS,
+        state_session_capacity=web_guard.MAX_SESSIONS,
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        app_kwargs={"middleware": [Middleware(Guard, page=page)]},
+        **kwargs,
+    )
 
 
-class _Visit:
-    """What is known of one visitor: the conversation, and both images as they are shown."""
-
-    def __init__(self, session: ChangeSession, shown: tuple[Image.Image, Image.Image]):
-        self.session = session
-        self.shown = shown
+def _refusal(text: str) -> gr.Error:
+    return gr.Error(text, print_exception=False)
 
 
-def _checked(path: str) -> str:
-    """A path to an image that is not too large, which its first bytes tell."""
+@contextmanager
+def _in_plain_words() -> Iterator[None]:
+    """What a visitor is told of errors: ours are said, all others are for the log."""
     try:
-        with Image.open(path) as image:
+        yield
+    except gr.Error:
+        raise
+    except Exception as error:
+        logger.exception("A visitor's request failed")
+        raise _refusal("Something went wrong here, and has been noted. Try again, or try other images.") from error
+
+
+def _paths(uploads: Iterable[Any], folder: Path) -> list[str]:
+    """Of the images that are there. gradio itself lets any path pass that comes without its own mark."""
+    paths = [upload["path"] for upload in uploads if upload and upload["path"]]
+    if not all(Path(path).resolve().is_relative_to(folder) for path in paths):
+        raise _refusal("Upload the images: other files are not read, and addresses not fetched.")
+    return paths
+
+
+def _read(path: str, processor: DeltaVLMProcessor) -> Image.Image:
+    """An upload as 8-bit RGB, decoded once, and only if its header promises an image of bounded size."""
+    name = Path(path).name
+    try:
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"This file is no image that can be read: {Path(path).name}.") from error
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"An image has {width} x {height} pixels; at most {MAX_PIXELS:,} in all are taken.")
-    return path
+            if width * height > MAX_PIXELS:
+                raise _refusal(f"{name} has {width} x {height} pixels; at most {MAX_PIXELS:,} in all are taken.")
+            if image.format in ("JPEG", "MPO") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
+                raise _refusal(f"{name} is a JPEG of more than {MAX_SCANS} scans: save it again as another file.")
+            image.thumbnail((LONGEST, LONGEST))
+            pixels = processor.image_processor.process_image(image)  # (3, H, W), turned as EXIF says
+    except gr.Error:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _refusal(f"{name} has far too many pixels; at most {MAX_PIXELS:,} in all are taken.") from error
+    except FileNotFoundError as error:
+        raise _refusal(f"{name} is no longer here; upload it again.") from error
+    except Exception as error:  # of any kind: what decoders meet has been made to break them
+        raise _refusal(f"{name} is no image that can be read; {', '.join(FORMATS)} are taken.") from error
+    return Image.fromarray(pixels.transpose(1, 2, 0))
 
 
-def _question(text: str) -> str:
-    import gradio as gr
-
-    text = text.strip()
+def _question(text: Any, processor: DeltaVLMProcessor, history: Sequence[Turn]) -> str:
+    text = str(text or "").strip()
     if not text:
-        raise gr.Error("Type a question, or press one of the buttons.")
+        raise _refusal("Type a question, or press one of the buttons.")
     if len(text) > MAX_QUESTION:
-        raise gr.Error(f"A question has at most {MAX_QUESTION} characters; this one has {len(text)}.")
+        raise _refusal(f"A question has at most {MAX_QUESTION} characters; this one has {len(text)}.")
+    try:
+        processor(text=[text], history=[history])
+    except ValueError as error:  # more tokens than the model reads
+        raise _refusal(str(error)) from error
     return text
 
 
-def _thumbnails(before: str, after: str) -> tuple[Image.Image, Image.Image]:
+def _small(before: Image.Image, after: Image.Image) -> tuple[Image.Image, Image.Image]:
     """Both dates at one size, for the slider and for evidence."""
-    images = []
-    for path in (before, after):
-        with Image.open(path) as image:
-            images.append(image.convert("RGB"))
-    images[0].thumbnail((SHOWN, SHOWN))
-    return images[0], images[1].resize(images[0].size)
+    before.thumbnail((SHOWN, SHOWN))
+    return before, after.resize(before.size)
 
 
-def _evidence(visit: _Visit) -> list[tuple[Image.Image, str]]:
-    attention, change = (maps[0].float().cpu().numpy() for maps in visit.session.explain().to_tuple())
-    before, after = visit.shown
+def _evidence(session: ChangeSession, shown: tuple[Image.Image, ...]) -> list[tuple[Image.Image, str]]:
+    attention, change = (maps[0].float().cpu().numpy() for maps in session.explain().to_tuple())
+    before, after = shown
     pictures = [
         (overlay_heat(before, attention[0], attention.max()), "attention, before"),
         (overlay_heat(after, attention[1], attention.max()), "attention, after"),
         (overlay_heat(after, change), "how far the dates differ"),
     ]
-    cells = parse_grid(visit.session.history[-1][1])
+    cells = parse_grid(session.history[-1][1])
     if cells is not None:
         pictures.insert(0, (draw_cells(after, *cells), "the answer: roads yellow, buildings blue"))
     return pictures
@@ -209,16 +283,19 @@ class _Stop(StoppingCriteria):
         return torch.full((len(input_ids),), self.asked.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
-def stream_answer(session: ChangeSession, question: str) -> Iterator[str]:
+def stream_answer(
+    session: ChangeSession, question: str, stop: threading.Event | None = None
+) -> Generator[str, None, None]:
     """
     The pieces of an answer as they come. Generation stops when nobody listens any more.
 
     Args:
         session ([`ChangeSession`]): the conversation, which the turn is added to.
         question (`str`): the question.
+        stop (`threading.Event`, *optional*): once set, the answer ends.
     """
     pieces: queue.Queue[str | BaseException | None] = queue.Queue()
-    stop = threading.Event()
+    stop = stop or threading.Event()
 
     def work() -> None:
         try:
@@ -241,8 +318,7 @@ def stream_answer(session: ChangeSession, question: str) -> Iterator[str]:
         thread.join()
 
 
-def _examples() -> list[list[str]]:
-    folder = Path(tempfile.mkdtemp(prefix="deltavlm-examples-"))
+def _examples(folder: Path) -> list[list[str]]:
     rows = []
     for seed in EXAMPLE_SEEDS:
         scene = generate_scene(seed, 256)
