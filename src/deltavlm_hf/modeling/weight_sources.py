@@ -25,6 +25,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
+from .saving import finish_saving
+
 _FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 _DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 
@@ -47,6 +49,7 @@ def find_files(
     name, revision = source["name_or_path"], source.get("revision")
     options = {key: value for key, value in download_kwargs.items() if key in _DOWNLOAD and value is not None}
     missing = None
+    finish_saving(name)
     for file in _FILES:
         try:
             path = cached_file(name, file, revision=None if os.path.isdir(name) else revision, **options)
