@@ -21,9 +21,10 @@ from transformers.utils import CONFIG_NAME, logging
 
 logger = logging.get_logger(__name__)
 
-# Single file, shards and index of one variant: of those that stand beside each other, one is loaded, the newest or not.
-_WEIGHTS = re.compile(
-    r"model(?:\.([\w-]+?))?(?:-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index(?:\.(.+))?\.json"
+# Of the single file, the shards and the index of a variant, `from_pretrained` would read one, the newest or not.
+_WEIGHTS = (
+    re.compile(r"model(?:\.([\w-]+?))?(?:-\d{5}-of-\d{5})?\.safetensors"),
+    re.compile(r"model\.safetensors\.index(?:\.([\w-]+))?\.json"),
 )
 
 
@@ -44,6 +45,9 @@ def replacing(folder: str | os.PathLike) -> Iterator[str]:
         OSError: if it cannot be written to. What was there before is untouched.
     """
     folder = Path(folder)
+    if folder.parts[-2:] == (".saving-new", "files"):  # within another of these, which does all of it
+        yield str(folder)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder) as saving:
         new = saving / "files"
@@ -100,8 +104,8 @@ def finish_saving(folder: str | os.PathLike) -> None:
             pass
     except OSError as error:
         raise OSError(
-            f"A save to {os.fspath(folder)!r} was cut short, so that old and new files stand beside each other, and it "
-            f"cannot be finished here: {error}. Load it once where it can be written to, or load a copy of it."
+            f"A save to {os.fspath(folder)!r} was cut short: old and new files stand beside each other. It cannot be "
+            f"finished here: {error}. Load it once where it can be written to, or load a copy of it."
         ) from error
 
 
@@ -172,15 +176,16 @@ def _clear(saving: Path) -> None:
 
 def _make_room(folder: Path, names: list[str]) -> None:
     """Whatever could keep a file from being renamed into the folder is told before the first one is."""
-    for name in names:
-        place = (folder / name).parent
-        place.mkdir(exist_ok=True, parents=True)
-        if place.resolve() != folder.resolve() / Path(name).parent:
+    for parent in {Path(name).parent for name in names}:
+        place = folder / parent
+        place.mkdir(parents=True, exist_ok=True)
+        if place.resolve() != folder.resolve() / parent:
             raise OSError(f"{os.fspath(place)!r} leads out of the folder: replace the link by a folder.")
-        if (folder / name).is_dir():
-            raise IsADirectoryError(f"{os.fspath(folder / name)!r} is a folder, where a file is to be saved.")
         if not os.access(place, os.W_OK):
             raise PermissionError(f"{os.fspath(place)!r} cannot be written to.")
+    for name in names:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(f"{os.fspath(folder / name)!r} is a folder, where a file is to be saved.")
 
 
 def _files_in(folder: Path) -> list[str]:
@@ -189,8 +194,8 @@ def _files_in(folder: Path) -> list[str]:
 
 def _variant(name: str) -> str | None:
     """Of a file of weights: the variant that it belongs to, mostly an empty one. `None` for other files."""
-    match = _WEIGHTS.fullmatch(name)
-    return None if match is None else match[1] or match[2] or ""
+    matches = (pattern.fullmatch(name) for pattern in _WEIGHTS)
+    return next((match[1] or "" for match in matches if match), None)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
