@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -211,7 +212,7 @@ def at_every_step(check: Check, folder: Path) -> None:
             check(folder)
 
     for before, after in (("old", "new"), ("new", "old")):
-        kill_at_every_step(whole[before], lambda: check.saved[after].save(folder, check.apart))
+        kill_at_every_step(whole[before], partial(check.saved[after].save, folder, check.apart))
         assert check(folder) == after and not list(folder.glob(".saving*"))
     if unfinished.exists():
         kill_at_every_step(unfinished, lambda: Saved.load(folder) and None)

@@ -81,12 +81,13 @@ def loading(folder: str | os.PathLike, decisive: str = CONFIG_NAME) -> Iterator[
     Raises:
         OSError: if files of two saves were read, or if what was left cannot be finished, see [`finish_saving`].
     """
+    folder = Path(folder)
     finish_saving(folder)
-    before = _identity(Path(folder, decisive))
+    before = _identity(folder / decisive)
     try:
         yield
     finally:
-        if _identity(Path(folder, decisive)) != before:
+        if _identity(folder / decisive) != before:
             raise OSError(f"{os.fspath(folder)!r} was saved anew while it was being loaded: load it once more.")
 
 
@@ -97,10 +98,11 @@ def finish_saving(folder: str | os.PathLike) -> None:
     Raises:
         OSError: if the folder cannot be written to. Until then old and new files stand beside each other there.
     """
-    if _decided(Path(folder)) is None:
+    folder = Path(folder)
+    if _decided(folder) is None:
         return
     try:
-        with _alone(Path(folder)):
+        with _alone(folder):
             pass
     except OSError as error:
         raise OSError(
