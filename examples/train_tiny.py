@@ -37,7 +37,13 @@ from transformers import (
     set_seed,
 )
 
-from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMImageProcessor, DeltaVLMProcessor
+from deltavlm_hf import (
+    DeltaVLMConfig,
+    DeltaVLMForConditionalGeneration,
+    DeltaVLMImageProcessor,
+    DeltaVLMProcessor,
+    replacing,
+)
 from deltavlm_hf.data import load_generated
 from deltavlm_hf.data.questions import TASKS, make_turns
 from deltavlm_hf.data.rules import BUILDING, CELLS, ROAD, Facts, Thresholds, read_facts
@@ -439,11 +445,13 @@ def save(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, 
     )
     for saved in (DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMImageProcessor, DeltaVLMProcessor):
         saved._auto_class = None  # no copy of the code: it is in the package, beside the folder
-    model.requires_grad_(True).half().save_pretrained(folder)
-    processor.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["dtype"] = "float32"  # kept in half precision, used in full
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    with replacing(folder) as new:
+        model.requires_grad_(True).half().save_pretrained(new)
+        processor.save_pretrained(new)
+        path = Path(new) / "config.json"
+        config = json.loads(path.read_text())
+        config["dtype"] = "float32"  # kept in half precision, used in full
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 # Evaluation, as `deltavlm evaluate` does it

@@ -21,6 +21,7 @@ _MODULES = {
     "ask_pairs": "inference",
     "convert_instructblip": "conversion",
     "convert_original_checkpoint": "conversion",
+    "replacing": "modeling.saving",
 }
 
 __all__ = [*_MODULES, "tiny"]

@@ -227,6 +227,7 @@ def _load(args: argparse.Namespace, dtype: str = "auto", load_in_4bit: bool = Fa
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
+    from transformers.utils.hub import resolve_revision
 
     from .auto_classes import MODEL_TYPE
 
@@ -241,10 +242,12 @@ def _load(args: argparse.Namespace, dtype: str = "auto", load_in_4bit: bool = Fa
 
         options["quantization_config"] = four_bit_config()
     try:
-        model_type = AutoConfig.from_pretrained(source).model_type
+        revision = resolve_revision(source)  # of a Hub id: one commit for all
+        model_type = AutoConfig.from_pretrained(source, revision=revision).model_type
         if model_type != MODEL_TYPE:
             raise ValueError(f"expected a {MODEL_TYPE} model, got {model_type}")
-        processor = AutoProcessor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source, revision=revision)
+        options["revision"] = revision
         model = AutoModelForImageTextToText.from_pretrained(source, device_map=args.device, **options)
     except Exception as error:  # transformers raises all kinds, and does not always name what it looked for
         reason = str(error) if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
@@ -302,7 +305,7 @@ def _demo(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from .data import TASKS, load_changechat, load_generated
     from .data.build import read_captions
-    from .evaluation.answering import ModelAnswerer, predict, process_state
+    from .evaluation.answering import ModelAnswerer, alone, digest_rows, identify, predict, process_state
     from .evaluation.baselines import BASELINES, make_baseline
     from .evaluation.captions import Protocol, has_java, make_vocabulary
     from .evaluation.published import published_tasks
@@ -351,20 +354,23 @@ def _evaluate(args: argparse.Namespace) -> int:
     systems = {}
     first_cases: list = []
     for name in dict.fromkeys((args.model, *args.baselines)):
-        if name in BASELINES:
-            answerer: Any = make_baseline(name, training)
-        else:
-            answerer = ModelAnswerer(*_load(args, args.dtype, args.load_in_4bit), **generate_kwargs)
         folder = args.output / "predictions" / Path(name).name
-        predictions = predict(
-            answerer,
-            rows,
-            folder,
-            {"system": name, "weights": None if name in BASELINES else _fingerprint(name), **settings},
-            batch_size=args.batch_size,
-            own_history=not args.right_history,
-            verbatim_questions=args.verbatim_questions,
-        )
+        with alone(folder):  # before the model is loaded, which takes its time
+            if name in BASELINES:
+                answerer: Any = make_baseline(name, training)
+                made_of: Any = None if training is None else digest_rows(training)
+            else:
+                answerer = ModelAnswerer(*_load(args, args.dtype, args.load_in_4bit), **generate_kwargs)
+                made_of = identify(answerer.model)
+            predictions = predict(
+                answerer,
+                rows,
+                folder,
+                {"system": name, "made_of": made_of, **settings},
+                batch_size=args.batch_size,
+                own_history=not args.right_history,
+                verbatim_questions=args.verbatim_questions,
+            )
         if state.is_main_process:
             texts = rows.remove_columns(["before", "after"])
             systems[name], cases = evaluate_predictions(texts, predictions, protocol)
@@ -384,13 +390,6 @@ def _evaluate(args: argparse.Namespace) -> int:
     if failed:
         print(f"{failed} records have no answer; their reasons are in {args.output}/predictions", file=sys.stderr)
     return FAILED if failed else 0
-
-
-def _fingerprint(name: str) -> list[list]:
-    """What changes when the weights in a folder do: their files' names, sizes and times. Nothing for a Hub id."""
-    folder = Path(tiny() if name == "tiny" else name)
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _train(args: argparse.Namespace) -> int:

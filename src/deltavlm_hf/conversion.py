@@ -11,7 +11,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,6 +36,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from .modeling import DeltaVLMConfig, DeltaVLMForConditionalGeneration
 from .modeling.csrm import CrossSemanticRelationMeasuring
+from .modeling.saving import replacing
 from .modeling.weight_sources import digest, find_files, first_values, open_weights, read_torch_file, shape
 from .processing import DeltaVLMImageProcessor, DeltaVLMProcessor
 
@@ -216,7 +216,9 @@ def convert_instructblip(
 
 def _free(output_dir: Source) -> Path:
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if output_dir.exists() and (
+        not output_dir.is_dir() or any(not path.name.startswith(".saving-") for path in output_dir.iterdir())
+    ):
         raise FileExistsError(f"{output_dir} exists already: choose another `output_dir` or remove it first.")
     return output_dir
 
@@ -396,8 +398,8 @@ def _write(
     max_shard_size: int | str,
 ) -> None:
     """
-    Writes beside `output_dir` and renames, so that an interrupted run leaves no half-made model. Each weight keeps the
-    precision of its source; `dtype`, the language model's, is what all of them are loaded in unless asked otherwise.
+    Writes apart and renames, so that an interrupted run leaves no half-made model. Each weight keeps the precision of
+    its source; `dtype`, the language model's, is what all of them are loaded in unless asked otherwise.
     """
     with torch.device("meta"):
         model = DeltaVLMForConditionalGeneration(config)
@@ -412,16 +414,17 @@ def _write(
         weights = {name: weight for name, weight in weights.items() if name not in left_out}
     config.weight_sources = sources or None
 
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
+    # An empty folder, perhaps a mount point, cannot always be renamed over; a new one is better absent than empty.
+    made = output_dir if output_dir.exists() else output_dir.with_name(f".{output_dir.name}-converting")
     try:
-        save_without_weights(config, processor, partial)
-        generation.save_pretrained(partial)
-        _write_shards(weights, partial, max_shard_size)
-        partial.chmod(0o755)
-        partial.replace(output_dir)
+        with replacing(made) as new:
+            save_without_weights(config, processor, Path(new))
+            generation.save_pretrained(new)
+            _write_shards(weights, Path(new), max_shard_size)
+        made.replace(output_dir)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if made != output_dir:
+            shutil.rmtree(made, ignore_errors=True)
         raise
 
 

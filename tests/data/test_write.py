@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deltavlm_hf.cli import main
 from deltavlm_hf.data import find_pairs, load_changechat, read_records
 from deltavlm_hf.data.write import Settings, describe, read_answer, write_dataset
 
@@ -56,9 +57,10 @@ class Endpoint:
                     endpoint.busiest = max(endpoint.busiest, endpoint.busy)
                     endpoint.asked[about, task] += 1
                     number = endpoint.asked[about, task]
-                    endpoint.bodies.append({**body, "authorization": self.headers.get("Authorization")})
+                    sent = {"authorization": self.headers.get("Authorization"), "path": self.path}
+                    endpoint.bodies.append({**body, **sent})
                 time.sleep(endpoint.delay)
-                answer = endpoint.script({**body, "about": about, "task": task}, number)
+                answer = endpoint.script({**body, **sent, "about": about, "task": task}, number)
                 if answer is None:
                     answer = conversation(4 if task == "open" else 3, about)
                 with endpoint.lock:
@@ -336,6 +338,81 @@ def test_the_key_is_found_in_escapes(write, endpoint, tmp_path):
         assert KEY not in path.read_text()
 
 
+class TestCredentialsInTheUrl:
+    USER, PASSWORD, TOKEN = "me", "pa:ss/w@rd", "t0k&n"
+    SECRETS = (PASSWORD, "pa%3Ass%2Fw%40rd", TOKEN, "t0k%26n", "bWU6cGE6c3Mvd0ByZA==")
+
+    @pytest.fixture
+    def url(self, endpoint) -> str:
+        host = endpoint.url.removeprefix("http://")
+        return f"http://me:pa%3Ass%2Fw%40rd@{host}?api_key=t0k%26n&api-version=2024-02"
+
+    def is_kept_secret(self, text: str) -> bool:
+        return not any(secret in text for secret in self.SECRETS)
+
+    def test_they_are_sent_and_kept_nowhere(self, url, endpoint, pairs, tmp_path):
+        def script(body, number):
+            seen = f"{body['path']} with {body['authorization']}, {self.PASSWORD} and {self.TOKEN} of {url}"
+            if body["about"] == "a":
+                return seen
+            if body["about"] == "b":
+                return 500, {}, json.dumps({"error": {"message": seen}})
+            return conversation(4, f"{self.PASSWORD} and {body['about']}") if body["about"] == "c" else None
+
+        endpoint.script = script
+        settings = Settings("m", retries=0)
+        summary = write_dataset(pairs, tmp_path / "out", settings, base_url=url, tasks=["open"])
+        for body in endpoint.bodies:
+            assert body["authorization"] == "Basic bWU6cGE6c3Mvd0ByZA=="
+            assert body["path"] == "/v1/chat/completions?api_key=t0k%26n&api-version=2024-02"
+        assert len(summary.set_aside) == len(summary.failed) == 1 and summary.written == 2
+        assert "/v1/chat/completions" in summary.failed[0]["reason"] and "2024-02" in summary.failed[0]["reason"]
+        kept = "".join(path.read_text() for path in (tmp_path / "out").iterdir())
+        assert "*** and c" in kept and self.is_kept_secret(kept + repr(summary))
+
+    @pytest.mark.parametrize("status", [401, 404])
+    def test_a_refusal(self, url, status, endpoint, pairs, tmp_path, monkeypatch, capsys):
+        endpoint.script = lambda body, number: (status, {}, json.dumps({"error": {"message": f"no {url} here"}}))
+        levir = tmp_path / "levir"
+        places = [
+            "--images",
+            str(levir),
+            "--captions",
+            str(levir / "captions.json"),
+            "--output",
+            str(tmp_path / "out"),
+        ]
+        command = ["data", "write", *places, "--model", "m"]
+        assert main([*command, "--base-url", url]) == 1
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        assert main(command) == 1
+        said = capsys.readouterr()
+        assert self.is_kept_secret(said.out + said.err)
+        assert said.err.count(f"the endpoint {endpoint.url}/ and the model 'm'") == 2
+
+    @pytest.mark.parametrize(
+        "url, shown",
+        [
+            ("me:secret@localhost/v1", "***@localhost/v1"),
+            ("ftp://me:secret@localhost/v1?key=secret", "ftp://***@localhost/v1?***"),
+            ("http://me:se/secret@localhost/v1", "http://***@localhost/v1"),
+            ("http://me:secret@[::1/v1", "http://***@[::1/v1"),
+            ("http://me:secret@localhost:port/v1", "http://***@localhost:port/v1"),
+            ("http://me:secret@local\nhost/v1#secret", "http://***@local\nhost/v1?***"),
+            ("http://me:secret@/v1", "http://***@/v1"),
+        ],
+    )
+    def test_what_is_no_url(self, url, shown, pairs, tmp_path):
+        with pytest.raises(ValueError) as error:
+            write_dataset(pairs, tmp_path, Settings("m"), base_url=url)
+        assert repr(shown) in str(error.value) and "secret" not in str(error.value)
+
+    def test_nobody_is_there(self, pairs, tmp_path):
+        url = "http://me:secret@127.0.0.1:1/v1?key=secret"
+        summary = write_dataset(pairs, tmp_path, Settings("m", retries=0), base_url=url)
+        assert summary.stopped_by == "failures" and "secret" not in repr(summary)
+
+
 @pytest.mark.parametrize("key", ["x", "road", "EMPTY"])
 def test_a_stand_in_for_a_key_changes_no_words(write, endpoint, tmp_path, monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
@@ -425,6 +502,31 @@ def test_a_killed_run_goes_on(endpoint, pairs, tmp_path):
     assert (summary["resumed"], summary["written"]) == (len(finished), 8 - len(finished))
     assert all(endpoint.asked[job] == 1 for job in finished)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_kill_costs_at_most_what_was_under_way(endpoint, write, tmp_path):
+    """Kills at many moments: what is finished is never paid for again, and of the rest no more than is said."""
+    kills, concurrency, attempts = 8, 3, 2
+    endpoint.delay = 0.05
+    endpoint.script = lambda body, number: "no JSON" if number % 2 and body["about"] in "ab" else None
+    journal = tmp_path / "out" / "written_train_written.jsonl"
+    random = np.random.default_rng(0)
+    paid_when_finished: dict[tuple[str, str], int] = {}
+    for _ in range(kills):
+        process = os.fork()
+        if not process:
+            write(concurrency=concurrency, attempts=attempts)
+            os._exit(0)
+        time.sleep(random.uniform(0, 0.25))
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        time.sleep(0.2)  # until the endpoint has counted what was under way
+        for entry in lines(journal)[1:] if journal.exists() else []:
+            paid_when_finished.setdefault((entry["pair"], entry["task"]), endpoint.asked[entry["pair"], entry["task"]])
+    assert write(concurrency=concurrency, attempts=attempts).resumed == len(paid_when_finished)
+    assert all(endpoint.asked[job] == paid for job, paid in paid_when_finished.items())
+    needed = 4 + 4 * attempts
+    assert needed <= sum(endpoint.asked.values()) <= needed + kills * concurrency * attempts
 
 
 def test_an_interrupted_run_keeps_what_is_under_way(endpoint, pairs, tmp_path):

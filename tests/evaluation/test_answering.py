@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,9 +14,12 @@ import datasets
 import pytest
 import torch
 from broken_images import write_refused
+from hub import Hub
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainerState, TrainingArguments
 
 import deltavlm_hf
+from deltavlm_hf.cli import main
 from deltavlm_hf.data import PairCollator, load_generated
 from deltavlm_hf.data.show import undecoded
 from deltavlm_hf.evaluation import (
@@ -25,6 +30,7 @@ from deltavlm_hf.evaluation import (
     predict,
     write_report,
 )
+from deltavlm_hf.evaluation.answering import alone, identify
 from deltavlm_hf.inference import answer
 
 SEED = 4_500_000  # beyond all that the shipped model was trained or tested on
@@ -207,6 +213,180 @@ def test_a_folder_with_other_answers_is_refused(model, processor, rows, tmp_path
     predict(make_baseline("no-change", None), few, tmp_path, {"system": "no-change"})
     with pytest.raises(ValueError, match="was made with .*'no-change'.*go on with the same settings"):
         predict(ModelAnswerer(model, processor), few, tmp_path, {"system": "tiny"})
+
+
+class TestAlone:
+    def test_a_second_run_is_told(self, model, processor, rows, tmp_path):
+        entered, leave = threading.Event(), threading.Event()
+
+        class Slow(ModelAnswerer):
+            def encode(self, pairs):
+                entered.set()
+                leave.wait(60)
+                return super().encode(pairs)
+
+        few = rows.select(range(2))
+        first = threading.Thread(target=predict, args=(Slow(model, processor), few, tmp_path, {}))
+        first.start()
+        try:
+            assert entered.wait(60)
+            second = Watched(model, processor)
+            with pytest.raises(BlockingIOError, match=f"Another run is answering into {tmp_path}: wait"):
+                predict(second, few, tmp_path, {})
+            assert second.encoded == 0
+        finally:
+            leave.set()
+            first.join(60)
+        assert len(predict(second, few, tmp_path, {})) == 2 and second.encoded == 0  # the first one answered
+
+    def test_on_the_command_line(self, tmp_path, capsys, monkeypatch):
+        """It is told before the model is loaded."""
+        entered, leave = threading.Event(), threading.Event()
+        command = ["evaluate", "tiny", "--pairs", "1", "--seed", str(SEED), "--tasks", "binary", "--device", "cpu"]
+        command += ["--output", str(tmp_path)]
+        load = deltavlm_hf.cli._load
+
+        def load_slowly(*arguments):
+            entered.set()
+            leave.wait(60)
+            return load(*arguments)
+
+        monkeypatch.setattr(deltavlm_hf.cli, "_load", load_slowly)
+        codes = []
+        first = threading.Thread(target=lambda: codes.append(main(command)))
+        first.start()
+        try:
+            assert entered.wait(60)
+            assert main(command) == 1
+        finally:
+            leave.set()
+            first.join(120)
+        folder = tmp_path / "predictions" / "tiny"
+        assert f"deltavlm: error: Another run is answering into {folder}" in capsys.readouterr().err
+        assert codes == [0]
+
+    def test_a_killed_run_is_no_run(self, model, processor, rows, tmp_path):
+        process = os.fork()
+        if not process:
+            with alone(tmp_path):
+                os.kill(os.getpid(), signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        assert (tmp_path / "predictions.lock").exists()
+        assert len(predict(ModelAnswerer(model, processor), rows.select([0]), tmp_path, {})) == 1
+
+
+class TestWhatAnswers:
+    """What a run must have in common with the one that it goes on from."""
+
+    @pytest.fixture
+    def folder(self, tmp_path) -> Path:
+        return Path(shutil.copytree(deltavlm_hf.tiny(), tmp_path / "model"))
+
+    @pytest.mark.parametrize(
+        "file, old, new",
+        [
+            ("generation_config.json", '"max_new_tokens": ', '"max_new_tokens": 1'),
+            ("config.json", '"post_layernorm_eps": ', '"post_layernorm_eps": 1'),
+            ("processor_config.json", '"qformer_max_length": ', '"qformer_max_length": 1'),
+            ("tokenizer_config.json", "{", "{ "),
+            ("qformer_tokenizer/tokenizer.json", "{", "{ "),
+            ("chat_template.jinja", "q: ", "Q: "),
+        ],
+    )
+    def test_any_file_that_is_loaded(self, file, old, new, model, folder):
+        model = AutoModelForImageTextToText.from_pretrained(folder)
+        before = identify(model)
+        assert before == identify(model) and before[0].startswith(f"{folder}: ")
+        (folder / "report.json").write_text("{}")  # an evaluation may be written there
+        (folder / "README.md").write_text("A model")
+        assert identify(model) == before
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new, 1))
+        assert identify(model) != before
+
+    def test_weights_of_the_same_size_and_time(self, folder):
+        model = AutoModelForImageTextToText.from_pretrained(folder)
+        before, file = identify(model), folder / "model.safetensors"
+        status = file.stat()
+        weights = load_file(file)
+        weights["query_tokens"] += 1
+        save_file(weights, file, {"format": "pt"})
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert file.stat().st_size == status.st_size and identify(model) != before
+
+    def test_the_base_of_a_small_checkpoint(self, folder, tmp_path):
+        from deltavlm_hf.training import FreezePolicy, freeze, leave_out_frozen
+
+        model = AutoModelForImageTextToText.from_pretrained(folder)
+        freeze(model, FreezePolicy())
+        leave_out_frozen(model)
+        model.save_pretrained(tmp_path / "small")
+        small = AutoModelForImageTextToText.from_pretrained(tmp_path / "small")
+        before = identify(small)
+        assert [place.partition(": ")[0] for place in before] == [str(tmp_path / "small"), str(folder)]
+        os.utime(folder / "model.safetensors", ns=(0, 0))
+        after = identify(small)
+        assert after[0] == before[0] and after[1] != before[1]
+
+    def test_training_data_of_a_baseline(self, tmp_path, capsys):
+        command = ["evaluate", "majority", "--pairs", "2", "--tasks", "binary", "--output", str(tmp_path)]
+        assert main(command) == 0
+        journal = tmp_path / "predictions" / "majority" / "predictions.0.jsonl"
+        head, *lines = journal.read_text().splitlines()
+        other = json.loads(head)
+        assert len(other["made_of"]) == 16
+        journal.write_text("\n".join([json.dumps({**other, "made_of": "of other rows"}), *lines, ""]))
+        assert main(command) == 1
+        assert "'made_of': 'of other rows'" in capsys.readouterr().err
+
+    @pytest.mark.slow
+    def test_the_commit_of_a_hub_id(self, tmp_path):
+        """The model on the Hub changes between two runs of one command."""
+        model = Path(deltavlm_hf.tiny())
+        files = {str(path.relative_to(model)): path.read_bytes() for path in model.rglob("*") if path.is_file()}
+        code = (
+            "import sys; from deltavlm_hf.cli import main\nfor _ in sys.stdin: print(main(sys.argv[1:]), flush=True)"
+        )
+        command = ["evaluate", "me/model", "--pairs", "1", "--tasks", "binary", "--device", "cpu"]
+        journal = tmp_path / "out" / "predictions" / "model" / "predictions.0.jsonl"
+        with Hub() as hub:
+            hub.files["me/model"] = {"main": files}
+            environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+            environment |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
+            run = subprocess.Popen(
+                [sys.executable, "-c", code, *command, "--output", str(tmp_path / "out")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            assert run.stdin and run.stdout
+
+            def again() -> str:
+                run.stdin.write("\n")
+                run.stdin.flush()
+                return next(line.strip() for line in run.stdout if line.strip() in ("0", "1"))
+
+            try:
+                assert again() == "0"
+                commit = hub.sha("me/model", "main")
+                assert json.loads(journal.read_text().splitlines()[0])["made_of"] == [f"me/model: {commit}"]
+                assert again() == "0"
+                assert len(journal.read_text().splitlines()) == 2  # nothing was asked again
+                hub.files["me/model"]["main"] = {**files, "generation_config.json": b'{"max_new_tokens": 1}'}
+                assert again() == "1"
+                changed = load_file(model / "model.safetensors")
+                save_file({name: weight + 1 for name, weight in changed.items()}, tmp_path / "weights")
+                hub.files["me/model"]["main"] = {**files, "model.safetensors": (tmp_path / "weights").read_bytes()}
+                assert again() == "1"
+                hub.files["me/model"]["main"] = files
+                assert again() == "0"
+            finally:
+                _, errors = run.communicate()
+        assert errors.count(f"me/model: {commit}") == 2 and "choose another folder" in errors
 
 
 def test_baselines(rows, tmp_path):

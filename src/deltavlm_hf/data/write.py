@@ -1,5 +1,6 @@
 """Open questions and dialogues about pairs, written by a chat model behind any OpenAI-compatible endpoint."""
 
+import base64
 import hashlib
 import os
 import re
@@ -9,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -29,6 +31,7 @@ WRITTEN_TASKS = ("open", "dialogue")
 _FORMAT = 1  # of the progress file
 _MAX_FAILURES = 5  # one after another, then the endpoint is taken to be gone
 _SHORTEST_KEY = 8  # what is shorter is a stand-in for servers without keys, and may be a word of an answer
+_SECRET_PARAMETERS = re.compile(r"key|token|secret|pass|pwd|auth|sig|cred|code", re.IGNORECASE)
 
 _SYSTEM = """You write questions about what changed between two satellite images of one place, and their answers, to \
 teach a model that sees the images. You do not see them; you get notes about them. Rules:
@@ -192,6 +195,26 @@ class _Meter:
         return self.limit is not None and self.spent >= self.limit
 
 
+@dataclass(frozen=True)
+class _Endpoint:
+    """The client, and what must not be kept or said."""
+
+    client: openai.OpenAI
+    url: str
+    secrets: tuple[str, ...]
+
+    def strike(self, text: str) -> str:
+        """What the endpoint sent, without secrets."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    def strike_message(self, text: str) -> str:
+        """A message of the endpoint without secrets, and without any other that it shows as a header."""
+        text = self.strike(text.encode(errors="replace").decode())
+        return re.sub(r"(?i)(bearer|basic)\s+[\w.~+/=-]+", r"\1 ***", text)
+
+
 def write_dataset(
     pairs: Sequence[Pair],
     output: str | Path,
@@ -211,20 +234,22 @@ def write_dataset(
     Has a chat model write open questions and free dialogues about pairs, as the authors did: from text alone, that is
     captions, counts, cells and the place of each object.
 
-    Every finished pair is appended to `NAME_SPLIT_written.jsonl` at once, so that a run that was stopped, even
-    killed, goes on where it was and asks nothing twice, unless what there is to say about a pair has changed. Answers
-    that stay bad are set aside with the reason in `NAME_SPLIT_set_aside.jsonl`. At the end annotations are written:
+    Every finished pair is appended to `NAME_SPLIT_written.jsonl` at once. A run that was stopped goes on where it was,
+    and what is finished is never asked again, unless what there is to say about a pair has changed. Ctrl-C waits for
+    what is under way; a kill loses it, though the endpoint may charge for it: for each of at most `concurrency` pairs
+    the requests made so far, at most `attempts` (and what the client sent again, see `retries`). Answers that stay bad
+    are set aside with the reason in `NAME_SPLIT_set_aside.jsonl`. At the end annotations are written:
     `NAME_SPLIT_open.json`, `NAME_SPLIT_dialog.json`.
 
-    The key comes from the environment (`OPENAI_API_KEY`) and is struck out of all that is kept or said, unless it is
-    too short to be one (below 8 characters).
+    The key comes from the environment (`OPENAI_API_KEY`). It and the credentials in `base_url` are struck out of all
+    that is kept or said; a key unless it is too short to be one (below 8 characters).
 
     Args:
         pairs (`Sequence[Pair]`): see [`find_pairs`].
         output (`str` or `Path`): the folder to write to.
         settings ([`Settings`]): model and manner.
         base_url (`str`, *optional*): the endpoint, such as `http://localhost:8000/v1`. Defaults to `OPENAI_BASE_URL`
-            or OpenAI's own.
+            or OpenAI's own. It may hold a user and password, sent as such in place of the key, and parameters.
         split (`str`, *optional*, defaults to `"train"`): `train`, `val` or `test`.
         name (`str`, *optional*, defaults to `"written"`): how file names begin.
         tasks (`Sequence[str]`, *optional*): `open`, `dialogue` or both.
@@ -248,7 +273,7 @@ def write_dataset(
         raise ValueError(f"Tasks that a chat model can write are {', '.join(WRITTEN_TASKS)}; got {', '.join(tasks)}.")
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}, expected one of {', '.join(SPLITS)}.")
-    client = _connect(base_url, settings)
+    endpoint = _connect(base_url, settings)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{name}_{split}"
@@ -268,7 +293,7 @@ def write_dataset(
             waiting = [job for job in jobs if finished.get(job.key, {}).get("notes") != job.digest]
             summary.resumed = len(jobs) - len(waiting)
             try:
-                _run(waiting, client, written, set_aside, summary, settings, max_tokens, progress)
+                _run(waiting, endpoint, written, set_aside, summary, settings, max_tokens, progress)
             finally:
                 for task in dict.fromkeys(tasks):
                     path = Path(f"{stem}{FILE_SUFFIX[task]}.json")
@@ -313,7 +338,7 @@ def _describe_all(pairs: Sequence[Pair], thresholds: Thresholds, binary_masks: b
 
 def _run(
     jobs: list[_Job],
-    client: openai.OpenAI,
+    endpoint: _Endpoint,
     written: Journal,
     set_aside: Journal,
     summary: Summary,
@@ -338,7 +363,7 @@ def _run(
                 job = next(waiting, None)
                 if job is None:
                     break
-                running[pool.submit(_ask, client, settings, job.notes, job.task, meter)] = job
+                running[pool.submit(_ask, endpoint, settings, job.notes, job.task, meter)] = job
             if not running:
                 break
             meter.closed = summary.stopped_by is not None or refusal is not None
@@ -385,21 +410,54 @@ def _run(
         summary.stopped_by = None  # the last answer spent it
 
 
-def _connect(base_url: str | None, settings: Settings) -> openai.OpenAI:
+def _connect(base_url: str | None, settings: Settings) -> _Endpoint:
     base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
     key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if base_url is not None and not base_url.startswith(("http://", "https://")):
-        raise ValueError(f"The endpoint must begin with http:// or https://, got {base_url!r}.")
     if not key.isascii():
         raise ValueError("OPENAI_API_KEY has characters that no key has; set it again.")
     if not key and base_url is None:
         raise ValueError("Set the environment variable OPENAI_API_KEY, or name an endpoint that needs no key.")
-    return openai.OpenAI(
-        api_key=key or "none", base_url=base_url, timeout=settings.timeout, max_retries=settings.retries
-    )
+    options: dict[str, Any] = {}
+    secrets = [key] if len(key) >= _SHORTEST_KEY else []
+    if base_url is not None:
+        options, found = _read_url(base_url)
+        secrets += found
+    client = openai.OpenAI(api_key=key or "none", timeout=settings.timeout, max_retries=settings.retries, **options)
+    return _Endpoint(client, _shown(str(client.base_url)), tuple(sorted(set(secrets), key=len, reverse=True)))
 
 
-def _ask(client: openai.OpenAI, settings: Settings, notes: str, task: str, meter: _Meter) -> _Outcome:
+def _read_url(url: str) -> tuple[dict[str, Any], list[str]]:
+    """What the client is to send to the endpoint, and the secrets in it."""
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"The endpoint must begin with http:// or https://, got {_shown(url)!r}.")
+    try:
+        parts = urlsplit(url)
+        if not url.isprintable() or not parts.hostname or parts.port == 0:  # asking for the port raises as well
+            raise ValueError
+    except ValueError:  # which quotes what it could not read
+        raise ValueError(f"The endpoint {_shown(url)!r} is no URL.") from None
+    options: dict[str, Any] = {"base_url": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"}
+    secrets = []
+    if parts.username is not None:
+        user, password = parts.username, parts.password or ""
+        pair = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+        options["default_headers"] = {"Authorization": f"Basic {pair}"}
+        secrets += [pair, password or user, unquote(password or user)]
+    query = parse_qsl(parts.query)
+    if query:
+        options["default_query"] = dict(query)
+    for name, value in query:
+        if _SECRET_PARAMETERS.search(name):
+            secrets += [value, quote(value, safe=""), quote_plus(value)]
+    return options, [secret for secret in secrets if len(secret) > 2]
+
+
+def _shown(url: str) -> str:
+    """A URL for messages: without user, password and parameters, wherever they may be."""
+    return re.sub(r"[?#].*", "?***", re.sub(r"^(\w+://)?.*@", r"\1***@", url, flags=re.DOTALL), flags=re.DOTALL)
+
+
+def _ask(endpoint: _Endpoint, settings: Settings, notes: str, task: str, meter: _Meter) -> _Outcome:
     request = _REQUESTS[task].format(questions=settings.questions, turns=settings.turns)
     _, most = _numbers(task, settings)
     example = [Turn(question=question, answer=answer) for question, answer in _EXAMPLE[task][:most]]
@@ -419,7 +477,7 @@ def _ask(client: openai.OpenAI, settings: Settings, notes: str, task: str, meter
             outcome.cut_short = True
             return outcome
         try:
-            completion = client.chat.completions.create(
+            completion = endpoint.client.chat.completions.create(
                 model=settings.model,
                 messages=messages,
                 max_tokens=settings.max_answer_tokens,
@@ -428,8 +486,8 @@ def _ask(client: openai.OpenAI, settings: Settings, notes: str, task: str, meter
             )
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise ConnectionError(
-                f"The endpoint refused to answer: {_without_header(str(error))}. Check the key in OPENAI_API_KEY, the "
-                f"endpoint {client.base_url} and the model {settings.model!r}."
+                f"The endpoint refused to answer: {endpoint.strike_message(str(error))}. Check the key in "
+                f"OPENAI_API_KEY, the endpoint {endpoint.url} and the model {settings.model!r}."
             ) from None
         except (openai.APIError, ValueError) as error:  # ValueError: what came is no JSON
             cause = f" ({error.__cause__})" if error.__cause__ else ""
@@ -437,9 +495,9 @@ def _ask(client: openai.OpenAI, settings: Settings, notes: str, task: str, meter
             if settings.json_schema and isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
                 hint = "; if the endpoint does not take `response_format`, turn `json_schema` off"
             outcome.answered = False
-            outcome.reason = f"{type(error).__name__}: {_without_header(f'{error}{cause}')}{hint}"
+            outcome.reason = f"{type(error).__name__}: {endpoint.strike_message(f'{error}{cause}')}{hint}"
             return outcome
-        raw = _without_key(_content(completion))
+        raw = endpoint.strike(_content(completion))
         total = getattr(getattr(completion, "usage", None), "total_tokens", None)
         said = sum(len(message["content"]) for message in messages) + len(raw)
         tokens = total if isinstance(total, int) and total > 0 else said // 4
@@ -449,10 +507,10 @@ def _ask(client: openai.OpenAI, settings: Settings, notes: str, task: str, meter
         try:
             turns = read_answer(raw, task, settings)
         except ValueError as error:
-            outcome.reason, outcome.raw = _without_key(str(error)), raw
+            outcome.reason, outcome.raw = endpoint.strike(str(error)), raw
         else:
             # Once more: JSON may have escapes in which the key was not seen.
-            outcome.turns = tuple((_without_key(question), _without_key(answer)) for question, answer in turns)
+            outcome.turns = tuple((endpoint.strike(question), endpoint.strike(answer)) for question, answer in turns)
             return outcome
     return outcome
 
@@ -530,14 +588,3 @@ def _records(jobs: list[_Job], written: Journal, facts: Callable[[Pair], Facts |
             for number, part in enumerate(parts):
                 identity = f"{pair.name}-{task}" + (f"-{number}" if task == "open" else "")
                 yield Record(identity, task, pair.before, pair.after, part, changed)
-
-
-def _without_key(text: str) -> str:
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    return text.replace(key, "***") if len(key) >= _SHORTEST_KEY else text
-
-
-def _without_header(text: str) -> str:
-    """A message of the endpoint without the key or any other that it shows as a header."""
-    text = text.encode(errors="replace").decode()
-    return re.sub(r"(?i)bearer\s+[\w.~+/=-]+", "Bearer ***", _without_key(text))

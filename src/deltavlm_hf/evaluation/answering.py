@@ -3,20 +3,26 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
+from transformers.utils.hub import resolve_revision
 
 from ..data.show import undecoded
 from ..inference import answer, encode
 from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration
+from ..modeling.weight_sources import digest
 from ..processing import DeltaVLMProcessor
 from ..processing.processing_deltavlm import Turn
 from ..processing.reading import READING_ERRORS, read_image
@@ -25,6 +31,20 @@ logger = logging.getLogger(__name__)
 
 Pair = tuple[Image.Image, Image.Image]
 _KEY = ("index",)
+# Of a folder, what a model and its processor are loaded from.
+_SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "*processor_config.json",
+    "*.jinja",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.index.json",
+)
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 class Answerer(Protocol):
@@ -78,6 +98,49 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """
+    While this run, all of its processes together, is the only one that answers into a folder.
+
+    Raises:
+        BlockingIOError: if another run does. One that was killed does not count.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        is_taken = [False]
+        if process_state().is_main_process:
+            try:  # entered once more by `predict`, where the command line holds it already
+                stack.enter_context(FileLock(folder / "predictions.lock", timeout=0, is_singleton=True))
+            except Timeout:
+                is_taken = [True]
+        if broadcast_object_list(is_taken)[0]:
+            raise BlockingIOError(f"Another run is answering into {folder}: wait for it, or choose another folder.")
+        yield
+
+
+def identify(model: DeltaVLMForConditionalGeneration) -> list[str]:
+    """
+    What changes when the model or its processor do: of a Hub id the commit, of a folder its files. The same of each
+    place that a small checkpoint points to.
+    """
+    places = [(model.config.name_or_path, model.weights_revision)]
+    for source in model.config.weight_sources or []:
+        revision = resolve_revision(source["name_or_path"], source.get("revision"))
+        places.append((source["name_or_path"], getattr(revision, "resolved", revision)))
+    return [f"{name}: {_digest_files(Path(name)) if os.path.isdir(name) else revision}" for name, revision in places]
+
+
+def _digest_files(folder: Path) -> str:
+    found: list[tuple] = []
+    for place in (folder, folder / "qformer_tokenizer"):
+        for pattern in _SETTINGS:
+            files = [path for path in place.glob(pattern) if path.is_file()]
+            found += [(str(path.relative_to(folder)), path.read_bytes()) for path in files]
+    found += [(path.name, digest(path)) for pattern in _WEIGHTS for path in folder.glob(pattern)]
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()[:16]
+
+
 def predict(
     answerer: Answerer,
     rows: datasets.Dataset,
@@ -112,12 +175,24 @@ def predict(
 
     Raises:
         ValueError: if the folder has predictions of something else.
+        BlockingIOError: if another run is answering into the folder.
     """
+    with alone(Path(folder)):
+        return _predict(answerer, rows, Path(folder), made_with, batch_size, own_history, verbatim_questions)
+
+
+def _predict(
+    answerer: Answerer,
+    rows: datasets.Dataset,
+    folder: Path,
+    made_with: dict[str, Any],
+    batch_size: int,
+    own_history: bool,
+    verbatim_questions: bool,
+) -> list[dict[str, Any]]:
     state = process_state()
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     form = {"own_history": own_history, "verbatim_questions": verbatim_questions}
-    made_with = {**made_with, "rows": _digest(rows), **form}
+    made_with = {**made_with, "rows": digest_rows(rows), **form}
     before = _read(folder, made_with)
     if before and state.is_main_process:
         logger.warning("%d answers are taken from an earlier run: %s", len(before), folder)
@@ -154,7 +229,7 @@ def _read(folder: Path, made_with: dict[str, Any]) -> dict[int, dict]:
     return entries
 
 
-def _digest(rows: datasets.Dataset) -> str:
+def digest_rows(rows: datasets.Dataset) -> str:
     """Tells one list of questions from another."""
     texts = rows.with_format(None).select_columns(["id", "turns"])
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]

@@ -42,7 +42,7 @@ from .cache_name import CACHE, named_by_transformers
 from .configuration_deltavlm import DeltaVLMConfig
 from .csrm import Concatenation, CrossSemanticRelationMeasuring, current_name
 from .lora import IN_NAMES, lora_settings, make_lora_config, without_adapter
-from .saving import replacing
+from .saving import loading, replacing
 from .spatial_codes import sincos_2d
 from .weight_sources import DOWNLOAD, add_missing, fingerprint, open_weights
 
@@ -161,13 +161,15 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
         where the files have none, or of another shape, are an error unless asked for: `ignore_mismatched_sizes=True`.
 
         Raises:
-            OSError: if a file is missing.
+            OSError: if a file is missing, or another process saves to the folder meanwhile.
             ValueError: if files are damaged, of another model or do not go together.
 
         Errors of the call itself, such as an unknown argument, are those of Transformers.
         """
+        folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
         try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            with loading(folder):
+                loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             model = loaded[0] if isinstance(loaded, tuple) else loaded
             if model.config.language_model_lora:
                 model._restore_lora()
@@ -279,7 +281,7 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
                 weights out, but for what trains by now. With `False`, or where that was not called, everything is
                 written.
 
-        The files are written apart and take the place of older ones when all are complete.
+        The files are written apart and take the place of older ones when all are complete, see `saving.py`.
 
         Raises:
             OSError: if the folder cannot be written to; what was there before is untouched.

@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file, logging
 
 from .csrm import current_name
+from .saving import finish_saving
 
 logger = logging.get_logger(__name__)
 
@@ -54,6 +55,7 @@ def find_files(
     name, revision = source["name_or_path"], source.get("revision")
     options = {key: value for key, value in download_kwargs.items() if key in DOWNLOAD and value is not None}
     missing = None
+    finish_saving(name)
     for file in _FILES:
         try:
             path = cached_file(name, file, revision=None if os.path.isdir(name) else revision, **options)

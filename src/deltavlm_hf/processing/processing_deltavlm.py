@@ -9,8 +9,10 @@ from transformers import AutoTokenizer, BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 from transformers.tokenization_utils_base import AddedToken
+from transformers.utils import PROCESSOR_NAME
 
 from .image_processing_deltavlm import DeltaVLMImageProcessor
+from .saving import loading, replacing  # a link to that of the model: each folder's files travel alone
 
 IMAGE_TOKEN = "<image>"
 IGNORE_INDEX = -100
@@ -164,11 +166,13 @@ class DeltaVLMProcessor(ProcessorMixin):
         As in Transformers.
 
         Raises:
-            OSError: if a file is missing.
+            OSError: if a file is missing, or another process saves to the folder meanwhile.
             ValueError: if files are damaged or of another model.
         """
+        folder = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         try:
-            processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            with loading(folder, PROCESSOR_NAME):
+                processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             for name in ("tokenizer", "qformer_tokenizer"):
                 tokenizer = getattr(processor, name)
                 if set(tokenizer.get_vocab().values()) <= tokenizer.added_tokens_decoder.keys():
@@ -182,6 +186,19 @@ class DeltaVLMProcessor(ProcessorMixin):
                 f"{os.fspath(pretrained_model_name_or_path)} cannot be loaded as a {cls.__name__}: one of its files "
                 f"is damaged or of another model ({type(error).__name__}: {error})"
             ) from error
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """
+        As in Transformers, but the files are written apart and take the place of older ones when all are complete.
+
+        Raises:
+            OSError: if the folder cannot be written to; what was there before is untouched.
+        """
+        if push_to_hub:
+            kwargs.setdefault("repo_id", os.path.basename(save_directory))
+        with replacing(save_directory) as partial:
+            files = super().save_pretrained(partial, push_to_hub, **kwargs)
+        return [os.path.join(save_directory, os.path.relpath(file, partial)) for file in files]
 
     @classmethod
     def _load_tokenizer_from_pretrained(cls, name, pretrained_model_name_or_path, subfolder="", **kwargs):

@@ -209,6 +209,8 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
     if checkpoint:
         logger.warning("Going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_world_process_zero():  # a kill leaves no model beside the settings of another
+        (Path(args.output_dir) / SETTINGS_FILE).unlink(missing_ok=True)
     trainer.save_model()
     if trainer.is_world_process_zero():
         described = json.dumps(dataclasses.asdict(run), indent=2, default=str) + "\n"

@@ -5,6 +5,7 @@ from transformers import EarlyStoppingCallback, Trainer
 
 from ..data.collator import PairCollator
 from ..data.show import undecoded
+from ..modeling.saving import replacing
 from ..processing.processing_deltavlm import IGNORE_INDEX
 from .arguments import DeltaVLMTrainingArguments
 from .freezing import leave_out_frozen
@@ -62,6 +63,14 @@ class DeltaVLMTrainer(Trainer):
         args = self.args
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return RowSampler(rows, step, args.group_by_length)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As in [`Trainer`]; model, processor and arguments take the place of older ones together."""
+        folder = output_dir or self.args.output_dir
+        if not self.args.should_save:
+            return super()._save(folder, state_dict)
+        with replacing(folder) as new:
+            super()._save(new, state_dict)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """As in [`Trainer`]; the same loss from the logits of those positions that predict a label in some row."""
