@@ -1,5 +1,5 @@
 # Everything happens in .venv, which the first target that needs it creates.
-.PHONY: help demo test tiny style quality lock audit
+.PHONY: help demo test tiny style quality lock audit cuda-check cuda-wheels
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 TORCH ?= $(shell nvidia-smi >/dev/null 2>&1 && echo 'torch>=2.6' || echo 'torch==2.13.0')
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.installed  ## ask the model that ships with the package about a generated pair, write a picture of it
 	$(BIN)/deltavlm demo
@@ -39,6 +39,14 @@ lock: .venv/.torch  ## take the newest versions that setup.cfg allows, and keep 
 audit:  ## ask which versions in constraints.txt are known to be vulnerable
 	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install pip-audit; }
 	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+# With the Python that is there, for the machine with the card may have no package index.
+CUDA_CHECK = $(shell test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) benchmarks/cuda_check.py
+cuda-check:  ## what works on a CUDA card, and how fast: ten minutes; without a card nothing is run (ARGS="--only ...")
+	$(CUDA_CHECK) $(ARGS)
+
+cuda-wheels:  ## into wheels/ what a card's machine without a package index lacks (ARGS="--python-version 3.12")
+	$(CUDA_CHECK) --fetch-wheels $(ARGS)
 
 # torch goes first: what depends on it would otherwise bring a build of its own choice.
 .venv/.torch:
