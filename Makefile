@@ -1,5 +1,5 @@
 # Everything happens in .venv, which the first target that needs it creates.
-.PHONY: help demo test test-lowest test-newest tiny style quality lock audit
+.PHONY: help demo test test-lowest test-newest tiny style quality lock audit cuda-check cuda-wheels
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,6 +39,14 @@ lock: .venv/.torch  ## take the newest versions that setup.cfg allows, and keep 
 audit:  ## ask which versions in constraints.txt are known to be vulnerable
 	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install pip-audit; }
 	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+# With the Python that is there, for the machine with the card may have no package index.
+CUDA_CHECK = $(shell test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) benchmarks/cuda_check.py
+cuda-check:  ## what works on a CUDA card, and how fast: ten minutes; without a card nothing is run (ARGS="--only ...")
+	$(CUDA_CHECK) $(ARGS)
+
+cuda-wheels:  ## into wheels/ what a card's machine without a package index lacks (ARGS="--python-version 3.12")
+	$(CUDA_CHECK) --fetch-wheels $(ARGS)
 
 # torch goes first: what depends on it would otherwise bring a build of its own choice.
 .venv/.torch:

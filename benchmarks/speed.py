@@ -35,7 +35,13 @@ import torch
 import transformers
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoProcessor, InstructBlipConfig, InstructBlipForConditionalGeneration, LlamaConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    LlamaConfig,
+)
 
 import deltavlm_hf
 from deltavlm_hf import ChangeSession, DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMModel
@@ -61,27 +67,34 @@ def scaled(width: int, factor: int, heads: int) -> int:
     return max(2 * heads, round(width / factor / (2 * heads)) * 2 * heads)
 
 
-def config_parts(factor: int, processor) -> dict[str, dict]:
-    """The paper's sizes, widths divided by `factor`, with vocabularies of the shipped tokenizers."""
+def config_parts(factor: int, processor, depth_factor: int = 1) -> dict[str, dict]:
+    """
+    The paper's sizes, widths divided by `factor` and depths by `depth_factor`, with vocabularies of the shipped
+    tokenizers; at factor 1 the paper's vocabularies too.
+    """
+    vocabularies = len(processor.qformer_tokenizer), len(processor.tokenizer)
+    qformer_vocabulary, vocabulary = (30_523, 32_000) if factor == 1 else vocabularies
     return {
         "vision_config": {
             "hidden_size": scaled(1408, factor, HEADS["vision"]),
             "intermediate_size": 6144 // factor,
             "num_attention_heads": HEADS["vision"],
+            "num_hidden_layers": 39 // depth_factor,
         },
         "qformer_config": {
-            "vocab_size": len(processor.qformer_tokenizer),
+            "vocab_size": qformer_vocabulary,
             "hidden_size": scaled(768, factor, HEADS["qformer"]),
             "intermediate_size": 3072 // factor,
             "num_attention_heads": HEADS["qformer"],
+            "num_hidden_layers": 12 // depth_factor,
             "encoder_hidden_size": scaled(1408, factor, HEADS["vision"]),
         },
         "text_config": LlamaConfig(
             hidden_size=scaled(4096, factor, HEADS["language"]),
             intermediate_size=11008 // factor,
             num_attention_heads=HEADS["language"],
-            num_hidden_layers=32,
-            vocab_size=len(processor.tokenizer),
+            num_hidden_layers=32 // depth_factor,
+            vocab_size=vocabulary,
             pad_token_id=processor.tokenizer.pad_token_id,
         ),
     }
@@ -97,22 +110,43 @@ def least_seconds(parts: list[Part], card: Card) -> float:
 class Bench:
     """What all groups share: sizes, models, the way of timing, results."""
 
-    def __init__(self, factor: int, rounds: int):
+    def __init__(
+        self,
+        factor: int,
+        rounds: int,
+        *,
+        depth_factor: int = 1,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.parts = partial(config_parts, factor, depth_factor=depth_factor)
         self.factor = factor
         self.rounds = rounds
+        self.device = torch.device(device)
+        self.dtype = dtype
         self.results: list[dict[str, Any]] = []
         self.processor = AutoProcessor.from_pretrained(deltavlm_hf.tiny())
         self.processor.image_processor.size = {"height": 224, "width": 224}
         self.processor.num_query_tokens = 32
         torch.manual_seed(0)
         self.config = DeltaVLMConfig(
-            **config_parts(factor, self.processor), num_query_tokens=32, image_token_id=self.processor.image_token_id
+            **self.parts(self.processor), num_query_tokens=32, image_token_id=self.processor.image_token_id
         )
-        self.model = DeltaVLMForConditionalGeneration(self.config).eval()
+        self.model = self.make(self.config).eval()
         self.card = self._measure_machine()
         vocabulary = self.processor.tokenizer.get_vocab()
         words = [text for text in vocabulary if text.startswith("Ġ") and text[1:].isalpha()]
-        self.no_words = sorted(set(vocabulary.values()) - {vocabulary[word] for word in words})
+        ids = range(self.config.text_config.vocab_size)
+        self.no_words = sorted(set(ids) - {vocabulary[word] for word in words})
+
+    def make(self, config: DeltaVLMConfig) -> DeltaVLMForConditionalGeneration:
+        """A model with random weights, made where it stays."""
+        with self.device:
+            return AutoModelForImageTextToText.from_config(config, dtype=self.dtype)
+
+    def autocast(self) -> torch.autocast:
+        """For training in 16 bits: what trains is kept in float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def greedy(self, tokens: int) -> dict[str, Any]:
         """For `generate`: so many tokens, each a word, which stays one token in the history of a dialogue."""
@@ -122,7 +156,8 @@ class Bench:
     def _measure_machine(self) -> Card:
         """What a matrix product and the reading of weights reach here, at the sizes of the language model."""
         width, inner = self.config.text_config.hidden_size, self.config.text_config.intermediate_size
-        many, weight = torch.randn(1024, width), torch.randn(32, 3, inner, width)
+        shapes = (1024, width), (32, 3, inner, width)
+        many, weight = (torch.randn(shape, device=self.device, dtype=self.dtype) for shape in shapes)
         one = many[:1]
 
         def products() -> None:
@@ -138,14 +173,14 @@ class Bench:
             times["products"].append(seconds(products))
             times["reading"].append(seconds(reading))
         flops = 2 * 1024 * weight[:8].numel() / min(times["products"])
-        return Card("this machine", flops, weight.numel() * 4 / min(times["reading"]))
+        return Card("this machine", flops, weight.nbytes / min(times["reading"]))
 
     def images(self, number: int) -> list[tuple[Image.Image, Image.Image]]:
         pixels = torch.randint(0, 256, (number, 2, 224, 224, 3), dtype=torch.uint8).numpy()
         return [(Image.fromarray(before), Image.fromarray(after)) for before, after in pixels]
 
     def pixels(self, pairs: list) -> torch.Tensor:
-        return self.processor(images=pairs, return_tensors="pt")["pixel_values"]
+        return self.processor(images=pairs, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
 
     def lengths(self, questions: list[str], histories: list | None = None) -> tuple[int, int]:
         """Tokens of the longest prompt without placeholders, and of the longest instruction."""
@@ -165,7 +200,7 @@ class Bench:
 
     def gains(self, theirs: Way, ours: Way) -> dict[str, float]:
         """What arithmetic and memory traffic allow, here and at full size in 16 bits on an H100."""
-        here = partial(estimate_cost, self.config, weight_bytes=4), self.card
+        here = partial(estimate_cost, self.config, weight_bytes=self.dtype.itemsize), self.card
         full = partial(estimate_cost, DeltaVLMConfig(), weight_bytes=2), Card()
         return {
             name: least_seconds(theirs(estimate), card) / least_seconds(ours(estimate), card)
@@ -181,19 +216,32 @@ class Bench:
         same: bool = True,
         aim: float | None = None,
         rounds: int | None = None,
-        **allowed: float,
+        **more: Any,
     ) -> None:
-        """Times two ways by turns and notes the ratio of their medians; `same` asks for equal outcomes first."""
-        first, second = slow[1](), fast[1]()  # both are warm after this
-        if same and first != second:
+        """
+        Times two ways by turns and notes the ratio of their medians. `same`: answers must be equal; in 16 bits, where
+        words of like scores change places, the share of those that are is noted.
+        """
+        outcomes, peaks = [], {}
+        for name, run in (slow, fast):  # both are warm after this
+            start = memory_peak(self.device)
+            outcomes.append(run())
+            if start is not None:
+                peaks[name] = memory_peak(self.device)
+        if same and self.dtype != torch.float32:
+            more["equal_answers"] = share_equal(*outcomes)
+        elif same and outcomes[0] != outcomes[1]:
             raise SystemExit(f"{what}: the two ways answer differently.")
+        if peaks:
+            more["peak_bytes"] = peaks
         times: dict[str, list[float]] = {slow[0]: [], fast[0]: []}
         for _ in range(rounds or self.rounds):
             for name, run in (slow, fast):
                 times[name].append(seconds(run))
         medians = {name: statistics.median(values) for name, values in times.items()}
         by_round = [a / b for a, b in zip(times[slow[0]], times[fast[0]], strict=True)]
-        self.note(what, slow[0], fast[0], medians[slow[0]] / medians[fast[0]], aim, by_round=by_round, **allowed)
+        ratio = medians[slow[0]] / medians[fast[0]]
+        self.note(what, slow[0], fast[0], ratio, aim, seconds=medians, by_round=by_round, **more)
 
     def note(self, what: str, peer: str, ours: str, ratio: float, aim: float | None = None, **more) -> None:
         self.results.append({"what": what, "over": peer, "ours": ours, "ratio": ratio, "aim": aim, **more})
@@ -201,9 +249,33 @@ class Bench:
 
 
 def seconds(run: Callable) -> float:
+    finish()
     start = time.perf_counter()
     run()
+    finish()
     return time.perf_counter() - start
+
+
+def finish() -> None:
+    """Waits for a card to end what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def memory_peak(device: torch.device) -> int | None:
+    """The most bytes that a card held since this was asked last; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+def share_equal(first: list, second: list) -> float:
+    """How many answers of two ways are the same, of all; lists of answers, or of lists of them."""
+    if first and isinstance(first[0], list):
+        first, second = sum(first, []), sum(second, [])
+    return statistics.mean(one == other for one, other in zip(first, second, strict=True))
 
 
 @torch.inference_mode()
@@ -215,12 +287,13 @@ def encode_apart(model: DeltaVLMModel, pixel_values: torch.Tensor) -> torch.Tens
 
 def one_question(bench: Bench) -> None:
     """One question about one pair, against both peers."""
-    parts = config_parts(bench.factor, bench.processor)
+    parts = bench.parts(bench.processor)
     parts["text_config"].vocab_size = max(parts["text_config"].vocab_size, bench.processor.image_token_id + 1)
-    peer = InstructBlipForConditionalGeneration(
-        InstructBlipConfig(**parts, num_query_tokens=32, image_token_index=bench.processor.image_token_id)
-    ).eval()
+    config = InstructBlipConfig(**parts, num_query_tokens=32, image_token_index=bench.processor.image_token_id)
+    with bench.device:
+        peer = InstructBlipForConditionalGeneration._from_config(config, dtype=bench.dtype).eval()
     inputs = bench.processor(images=bench.images(1), text=QUESTIONS[:1], history=[[]], return_tensors="pt")
+    inputs = inputs.to(bench.device, bench.dtype)
     pixel_values = inputs["pixel_values"]
     wide = {**inputs, "pixel_values": torch.cat([pixel_values[:, 0], pixel_values[:, 1]], dim=-1)}
     two = {name: value.expand(2, *value.shape[1:]) for name, value in inputs.items()}
@@ -294,18 +367,21 @@ def six_turns(bench: Bench, tokens: int, aim: float) -> None:
 
 def many_questions(bench: Bench) -> None:
     """Eight questions about each of 32 pairs."""
-    for tokens in (4, 16):
-        all_answers(bench, tokens)
+    all_answers(bench, 4, alone=True)
+    all_answers(bench, 16)
 
 
-def all_answers(bench: Bench, tokens: int) -> None:
-    pairs = bench.images(32)
+def all_answers(
+    bench: Bench, tokens: int, *, number: int = 32, alone: bool = False, rounds: int | None = None
+) -> None:
+    """Of so many pairs; `alone`: also against one question at a time."""
+    pairs = bench.images(number)
     pixel_values = bench.pixels(pairs)
     text, instruction = bench.lengths(QUESTIONS)
     length = {"text_tokens": text, "instruction_tokens": instruction, "answer_tokens": tokens}
 
     def batches_of_four() -> list[list[str]]:
-        rows = [(number, question) for number in range(32) for question in QUESTIONS]
+        rows = [(pair, question) for pair in range(number) for question in QUESTIONS]
         said: list[str] = []
         for start in range(0, len(rows), 4):
             numbers, questions = zip(*rows[start : start + 4], strict=True)
@@ -313,30 +389,31 @@ def all_answers(bench: Bench, tokens: int) -> None:
         return [said[start : start + 8] for start in range(0, len(said), 8)]
 
     def one_at_a_time() -> list[list[str]]:
-        alone = partial(bench.their_answers, **bench.greedy(tokens))
-        return [[alone(pixel_values[[pair]], [question])[0] for question in QUESTIONS] for pair in range(32)]
+        one = partial(bench.their_answers, **bench.greedy(tokens))
+        return [[one(pixel_values[[pair]], [question])[0] for question in QUESTIONS] for pair in range(number)]
 
     def ours() -> list[list[str]]:
         return list(ask_pairs(bench.model, bench.processor, pairs, QUESTIONS, batch_size=64, **bench.greedy(tokens)))
 
     def our_parts(estimate) -> list[Part]:
-        return estimate(pairs=32)[:2] + 4 * estimate(questions=64, **length)[2:]
+        questions = 8 * number
+        return estimate(pairs=number)[:2] + -(-questions // 64) * estimate(questions=min(questions, 64), **length)[2:]
 
-    what = f"8 questions about each of 32 pairs, {tokens} tokens of answer"
+    what = f"8 questions about each of {number} pairs, {tokens} tokens of answer"
     ways = [(4, "the authors' way, batches of 4", batches_of_four)]
-    if tokens == 4:
+    if alone:
         ways.append((1, "the authors' way, one at a time", one_at_a_time))
     for size, name, theirs in ways:
 
         def their_parts(estimate, size=size) -> list[Part]:
-            return 256 // size * estimate(pairs=size, questions=size, **length)
+            return 8 * number // size * estimate(pairs=size, questions=size, **length)
 
         bench.compare(
             what,
             (name, theirs),
             ("`ask_pairs`", ours),
             aim=4 if size == 4 else None,
-            rounds=max(1, bench.rounds // 3) if size == 4 else 1,
+            rounds=rounds or (max(1, bench.rounds // 3) if size == 4 else 1),
             **bench.gains(their_parts, our_parts),
         )
 
@@ -345,10 +422,11 @@ def full_size_eyes(bench: Bench) -> None:
     """Vision encoder, difference and Q-Former at full size: eight questions about one pair."""
     language = LlamaConfig(hidden_size=64, intermediate_size=64, num_attention_heads=4, num_hidden_layers=1)
     config = DeltaVLMConfig(text_config=language, image_token_id=32000)
-    model = DeltaVLMModel(config).eval()
-    inputs = bench.processor(text=QUESTIONS, padding=True, return_tensors="pt")
+    with bench.device:
+        model = DeltaVLMModel._from_config(config, dtype=bench.dtype).eval()
+    inputs = bench.processor(text=QUESTIONS, padding=True, return_tensors="pt").to(bench.device)
     instructions = {name: inputs[name] for name in ("qformer_input_ids", "qformer_attention_mask")}
-    pixel_values = torch.randn(1, 2, 3, 224, 224)
+    pixel_values = torch.randn(1, 2, 3, 224, 224, device=bench.device, dtype=bench.dtype)
 
     @torch.inference_mode()
     def again_for_each() -> None:
@@ -360,7 +438,8 @@ def full_size_eyes(bench: Bench) -> None:
     def once() -> None:
         model(**instructions, pair_features=model.encode_pair(pixel_values))
 
-    estimate = partial(estimate_cost, config, instruction_tokens=inputs["qformer_input_ids"].shape[1], weight_bytes=4)
+    instruction = inputs["qformer_input_ids"].shape[1]
+    estimate = partial(estimate_cost, config, instruction_tokens=instruction, weight_bytes=bench.dtype.itemsize)
     allowed = 8 * least_seconds(estimate()[:3], bench.card) / least_seconds(estimate(questions=8)[:3], bench.card)
     bench.compare(
         "vision, difference and Q-Former at full size, 8 questions about one pair",
@@ -382,29 +461,29 @@ def training_step(bench: Bench, full_vocabulary: int) -> None:
     torch.manual_seed(0)
     vocabulary = full_vocabulary // bench.factor  # the head keeps its share
     text = LlamaConfig(**{**bench.config.text_config.to_dict(), "vocab_size": vocabulary})
-    config = DeltaVLMConfig(
-        **{**config_parts(bench.factor, bench.processor), "text_config": text}, image_token_id=vocabulary
-    )
-    model = DeltaVLMForConditionalGeneration(config).train()
+    config = DeltaVLMConfig(**{**bench.parts(bench.processor), "text_config": text}, image_token_id=vocabulary)
+    model = bench.make(config).train()
     freeze(model, FreezePolicy(vision_blocks=2))
     blocks = config.vision_config.num_hidden_layers - 2
-    pixel_values = torch.randn(4, 2, 3, 224, 224)
-    with torch.no_grad():
+    pixel_values = torch.randn(4, 2, 3, 224, 224, device=bench.device, dtype=bench.dtype)
+    with torch.no_grad(), bench.autocast():
         states = model.encode_vision_prefix(pixel_values.flatten(0, 1), blocks).unflatten(0, (-1, 2))
     placeholders = torch.full((4, 32), vocabulary)
     input_ids = torch.cat([placeholders, torch.randint(3, vocabulary, (4, 96))], dim=1)
     labels = input_ids.masked_fill(torch.arange(128) < 112, -100)  # the last 16 tokens are the answer
     inputs = {"input_ids": input_ids, "labels": labels, "qformer_input_ids": torch.randint(3, 1000, (4, 32))}
     inputs["qformer_input_ids"] %= len(bench.processor.qformer_tokenizer)
+    inputs = {name: value.to(bench.device) for name, value in inputs.items()}
     cached = {"vision_states": states, "vision_states_block": blocks}
     plain, cache = "images encoded, all logits", "cached vision states"
     both = f"{cache}, logits of answers"
-    answers = {"logits_to_keep": torch.arange(111, 127)}
+    answers = {"logits_to_keep": torch.arange(111, 127, device=bench.device)}
     ways = {plain: {"pixel_values": pixel_values}, cache: cached, both: {**cached, **answers}}
 
     def loss(way: str) -> torch.Tensor:
         model.zero_grad()
-        return model(**inputs, **ways[way]).loss
+        with bench.autocast():
+            return model(**inputs, **ways[way]).loss
 
     def step(way: str) -> None:
         loss(way).backward()

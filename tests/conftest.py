@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from paths import FIXTURES, OFFICIAL
+from official import official_config, official_sources
+from paths import OFFICIAL
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
@@ -41,38 +42,15 @@ def recorded() -> dict[str, torch.Tensor]:
     return load_file(OFFICIAL / "io.safetensors")
 
 
-@pytest.fixture(scope="session")
-def official_config(official) -> DeltaVLMConfig:
-    sizes = official["config"]
-    return DeltaVLMConfig(
-        vision_config={
-            "hidden_size": sizes["embed"],
-            "intermediate_size": int(sizes["embed"] * sizes["mlp"]),
-            "num_hidden_layers": sizes["depth"],
-            "num_attention_heads": sizes["heads"],
-            "image_size": sizes["img"],
-            "patch_size": sizes["patch"],
-        },
-        qformer_config={
-            "vocab_size": official["qformer_tokenizer"]["len"],
-            "hidden_size": sizes["q_hidden"],
-            "num_hidden_layers": sizes["q_layers"],
-            "num_attention_heads": sizes["q_heads"],
-            "intermediate_size": sizes["q_inter"],
-        },
-        num_query_tokens=sizes["q_len"],
-    )
+@pytest.fixture(scope="session", name="official_config")
+def _official_config() -> DeltaVLMConfig:
+    return official_config()
 
 
 @pytest.fixture(scope="session")
 def sources() -> dict[str, Path]:
     """The arguments of the converter."""
-    return {
-        "checkpoint": OFFICIAL / "checkpoint_best.pth",
-        "vision": OFFICIAL / "eva_vit_base.pth",
-        "language_model": OFFICIAL / "llm",
-        "qformer_tokenizer": FIXTURES / "bert_vocab.txt",
-    }
+    return official_sources()
 
 
 @pytest.fixture(scope="session")
