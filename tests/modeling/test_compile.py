@@ -10,7 +10,6 @@ from transformers import CompileConfig, StaticCache
 
 from deltavlm_hf.modeling.cache_name import CACHE
 
-
 pytestmark = pytest.mark.skipif(
     parse(torch.__version__) < parse("2.7"), reason="torch 2.6 cannot trace the decorators of transformers"
 )
