@@ -69,10 +69,10 @@ CORE := tests/modeling tests/processing tests/test_parity.py tests/test_inferenc
 	tests/training/test_small_checkpoints.py
 NEWEST_TORCH ?= torch
 test-lowest: .venv-lowest/.installed  ## run the core tests with the lowest versions that setup.cfg allows
-	.venv-lowest/bin/python -m pytest -m "not slow" $(CORE)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" $(CORE)
 
 test-newest: .venv-newest/.installed  ## run the core tests with the newest versions there are, upper bounds lifted
-	.venv-newest/bin/python -m pytest -m "not slow" $(CORE)
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" $(CORE)
 
 .venv-lowest/.installed .venv-newest/.installed: .venv-%/.installed: setup.cfg .ci/bounds.py
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
