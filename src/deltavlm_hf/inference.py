@@ -330,11 +330,11 @@ class ChangeSession:
     @torch.inference_mode()
     def _go_on(self, question: str, **generate_kwargs) -> str:
         """An answer with the first question's change tokens, reading only what the cache does not hold."""
-        _check_options(self.model, generate_kwargs)
-        for name in ("cache_implementation", "past_key_values", "assistant_model"):
+        for name in ("cache_implementation", "past_key_values", "cache", "assistant_model"):
             if generate_kwargs.get(name) is not None:
                 raise ValueError(f"`{name}` does not go with `fixed_change_tokens`, which reads from its own cache.")
         generate_kwargs = _without_beams(generate_kwargs, "`fixed_change_tokens` keeps the cache of one answer")
+        _check_options(self.model, generate_kwargs)
         inputs = self.processor(text=[question], history=[self.history], return_tensors="pt").to(self.model.device)
         ids = inputs["input_ids"]
         weights = fingerprint(self.model)
