@@ -40,7 +40,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def command(folder: Path):
     """The command, running."""
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
-    command = [sys.executable, "-m", "deltavlm_hf", "demo", "--web"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]  # the page's own choice may be another test run's at the same moment
+    command = [sys.executable, "-m", "deltavlm_hf", "demo", "--web", "--port", str(port)]
     with open(folder / "log", "w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
@@ -235,7 +237,9 @@ def served(tmp_path_factory):
         model = AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
         page = web.build(model, AutoProcessor.from_pretrained(deltavlm_hf.tiny()))
         handler = signal.getsignal(signal.SIGTERM)
-        web.launch(page, prevent_thread_lock=True, quiet=True)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        web.launch(page, prevent_thread_lock=True, quiet=True, server_port=port)
         signal.signal(signal.SIGTERM, handler)
         page.model = model
         yield page
@@ -377,6 +381,7 @@ class TestOneQueue:
         assert light == {"halt", "lambda"}  # sets a flag; names an example
         assert all(function.queue and not function.cancels for function in served.fns.values())
 
+    @pytest.mark.slow
     def test_twenty_visitors_at_once(self, served, work, pair):
         def visit(_) -> str:
             visitor = Visitor(served)
