@@ -49,7 +49,7 @@ def read_yaml(path: str | Path) -> Any:
         ValueError: if it is no YAML, or has a field twice.
     """
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        return _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
 
