@@ -59,13 +59,13 @@ def kill_after_renaming(number: int, save: Callable[[], object], folder: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [["--every-step"], ["--kills", "15"], ["--kills", "15", "--apart"]], ids=str)
+@pytest.mark.parametrize("kills", [["--every-step"], ["--kills", "15"]], ids=str)
 def test_whenever_it_is_killed_the_old_or_the_new_one_loads(kills):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, str(BENCHMARK), *kills], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
-    assert set(found["loaded"]) <= {"old", "new", "old, its processor new", "new, its processor old"}  # none refused
+    assert set(found["loaded"]) <= {"old", "new"}  # none refused
     if kills == ["--every-step"]:
         assert set(found["killed while"]) == {"writing", "renaming", "between saves"}
 
