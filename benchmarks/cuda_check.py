@@ -154,7 +154,7 @@ def fetch_wheels(packages: list[str], python_version: str, platform: str, cuda: 
 
 
 def slim(wheel: Path, cuda: str) -> None:
-    """Takes out of bitsandbytes what it has for other accelerators, nine tenths of it."""
+    """Takes out of bitsandbytes what it has for other accelerators, most of it."""
     others = re.compile(rf"bitsandbytes/libbitsandbytes_(cuda(?!{cuda})|rocm|xpu)")
     whole = wheel.rename(wheel.with_suffix(".whole"))
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as target:
@@ -383,7 +383,11 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="folder (default: docs/benchmarks, or build/ in a rehearsal)")
     parser.add_argument("--minutes", type=float, default=9.5, help="for all, on a card (default: %(default)s)")
     parser.add_argument(
-        "--rehearse", nargs="?", const="float32", choices=("float32", "bfloat16"), help="on the CPU, at small size"
+        "--rehearse",
+        nargs="?",
+        const="float32",
+        choices=("float32", "bfloat16"),
+        help="on the CPU, at small size; by default in float32, which is quicker there",
     )
     parser.add_argument("--fetch-wheels", action="store_true", help="fetch what is usually missing, run nothing")
     here = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -83,8 +83,38 @@ class Sizes:
     patience: int  # seconds, for two processes
 
 
-FULL = Sizes(1, 1, 1, 5, (2, 8), 32, ((4, 3), (16, 1)), 64, 12, 64, 8, 60, 20, 90)
-SMALL = Sizes(64, 12, 32, 1, (2,), 2, ((2, 1),), 4, 2, 2, 2, 3, 1, 450)
+FULL = Sizes(
+    factor=1,
+    depth_factor=1,
+    wide_factor=1,
+    rounds=5,
+    turns_tokens=(2, 8),
+    pairs=32,
+    answers=((4, 3), (16, 1)),
+    decoded=64,
+    batch_size=12,
+    pairs_to_train=64,
+    rows=8,
+    steps=60,
+    save_steps=20,
+    patience=90,
+)
+SMALL = Sizes(
+    factor=64,
+    depth_factor=12,
+    wide_factor=32,
+    rounds=1,
+    turns_tokens=(2,),
+    pairs=2,
+    answers=((2, 1),),
+    decoded=4,
+    batch_size=2,
+    pairs_to_train=2,
+    rows=2,
+    steps=3,
+    save_steps=1,
+    patience=450,
+)
 
 
 class Run:
@@ -93,7 +123,8 @@ class Run:
 
     Attributes:
         device (`str`): the card, or the CPU in a rehearsal.
-        dtype (`torch.dtype`): of the large model.
+        dtype (`torch.dtype`): of the large model, and of what is computed in training; bf16 but for a rehearsal, as
+            CPUs are slow at it.
         rehearsal (`bool`): sizes are small, and no figure means anything.
         folder (`Path`): where files may lie, for later checks too.
     """
@@ -449,7 +480,8 @@ def four_bit(run: Run) -> None:
     processor = AutoProcessor.from_pretrained(deltavlm_hf.tiny())
     rows = run.rows(2)
     batch = PairCollator(processor)([rows[index] for index in range(run.sizes.rows)]).to(run.device)
-    for compute, most in ((torch.float32, 1e-4), (torch.bfloat16, BF16_TENSOR)):
+    for compute in dict.fromkeys((torch.float32, run.dtype)):
+        most = 1e-4 if compute == torch.float32 else BF16_TENSOR
         bits = str(compute).removeprefix("torch.")
         autocast = partial(torch.autocast, run.device.split(":")[0], compute, enabled=compute != torch.float32)
         quantised, plain = run.tiny(quantization_config=four_bit_config(compute)), run.tiny()
@@ -527,7 +559,7 @@ def to_train(run: Run, name: str, **training) -> tuple[Path, Path]:
             "save_strategy": "steps",
             "save_steps": sizes.save_steps,
             "save_total_limit": 10,
-            "bf16": True,
+            "bf16": run.dtype == torch.bfloat16,
             "gradient_checkpointing": True,
             "report_to": "none",
             "use_cpu": run.rehearsal,
@@ -896,7 +928,10 @@ def main() -> None:
     allow_tf32(False)
     run = Run(args.folder, args.rehearse, emit)
     run.emit({"machine": machine(run)})
+    parent = os.getppid()
     for name in args.names:
+        if os.getppid() != parent:
+            break  # nobody listens any more
         if not perform(run, name, CHECKS[name]):
             break  # what an error left behind on a card is no ground for the next check: another process goes on
 
