@@ -226,7 +226,7 @@ class TestPathsInAnnotations:
     @pytest.mark.parametrize("image", ["../../secret.png", "A/../../../secret.png", "{absolute}", "file://{absolute}"])
     def test_they_stay_below_the_folder_of_images(self, image, outside, tmp_path):
         folder = self.write(outside, image.format(absolute=outside))
-        with pytest.raises((ValueError, FileNotFoundError), match="secret.png"):
+        with pytest.raises((ValueError, FileNotFoundError), match="must lie below|secret.png"):
             load_changechat(folder, cache_dir=tmp_path / "cache")
         (problem,) = check_data(folder).problems
         assert problem.kind in ("malformed record", "missing image")

@@ -30,7 +30,7 @@ import deltavlm_hf
 from deltavlm_hf import ChangeSession, web, web_guard
 from deltavlm_hf.data.scenes import generate_scene
 from deltavlm_hf.overlay import draw_cells, overlay_heat
-from deltavlm_hf.web import TASKS, build, stream_answer
+from deltavlm_hf.web import TASKS, stream_answer
 
 SECONDS = 120  # for slow machines; time never fails a test before
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -215,18 +215,6 @@ class TestApi:
             client.predict(*map(handle_file, map(str, pair)), question, api_name="/ask")
 
 
-def test_a_question_by_program_has_the_form_of_training(pair):
-    model = AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
-    processor = AutoProcessor.from_pretrained(deltavlm_hf.tiny())
-    read = []
-    model.register_forward_pre_hook(
-        lambda module, arguments, inputs: read.append(inputs["input_ids"][0]), with_kwargs=True
-    )
-    (ask,) = (each.fn for each in build(model, processor).fns.values() if each.api_name == "ask")
-    ask(*map(str, pair), " What changed? ")
-    assert processor.decode(read[0], skip_special_tokens=True) == "q: What changed?"
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The page in this process, and its model: what happens inside can be seen. Real HTTP, short times."""
@@ -348,6 +336,18 @@ def in_steps(scans: int) -> bytes:
 
 def files_of(page) -> set[Path]:
     return {path for path in Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*") if path.is_file()}
+
+
+def test_a_question_by_program_has_the_form_of_training(served, pair):
+    read = []
+    hook = served.model.register_forward_pre_hook(
+        lambda module, arguments, inputs: read.append(inputs["input_ids"][0]), with_kwargs=True
+    )
+    visitor = Visitor(served)
+    answered = visitor.run("ask", [*map(visitor.upload, pair), " What changed? "])
+    hook.remove()
+    processor = AutoProcessor.from_pretrained(deltavlm_hf.tiny())
+    assert "error" not in answered and processor.decode(read[0], skip_special_tokens=True) == "q: What changed?"
 
 
 class TestOneQueue:

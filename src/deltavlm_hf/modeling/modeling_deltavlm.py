@@ -14,7 +14,7 @@ import math
 import os
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     Cache,
+    GenerationConfig,
     GenerationMixin,
     InstructBlipPreTrainedModel,
     InstructBlipQFormerModel,
@@ -49,6 +50,7 @@ from .weight_sources import DOWNLOAD, add_missing, fingerprint, open_weights
 # `Trainer` shifts labels under label smoothing for the classes that are named here, and for no others.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[DeltaVLMConfig.model_type] = "DeltaVLMForConditionalGeneration"
 
+_BY_AUTO_CLASSES = {"config", "adapter_kwargs", "trust_remote_code"}  # what they pass beside the caller's arguments
 _EXPLAINING = threading.Lock()
 _MODULE = __name__.rpartition(".")[2]  # this file, as a saved folder's `auto_map` names it
 
@@ -177,8 +179,10 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
         except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a damaged file makes its readers raise all kinds of errors
-            if not isinstance(error, ValueError) and cls._can_be_built(pretrained_model_name_or_path, **kwargs):
-                raise  # then it is not the files
+            by_caller = args or kwargs.keys() - _BY_AUTO_CLASSES or torch.get_default_device().type == "meta"
+            if by_caller and not isinstance(error, ValueError):
+                if cls._can_be_built(pretrained_model_name_or_path, **kwargs):
+                    raise  # then it is not the files
             reason = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise ValueError(
                 f"{os.fspath(pretrained_model_name_or_path or 'The model')} cannot be loaded as a "
@@ -187,12 +191,14 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
 
     @classmethod
     def _can_be_built(cls, pretrained_model_name_or_path, **kwargs) -> bool:
-        """Whether a folder's settings, without what the caller adds to them, are those of a model."""
+        """Whether the settings in a folder, without what the caller adds to them, are those of a model."""
         where = {name: kwargs[name] for name in (*DOWNLOAD, "revision", "subfolder") if name in kwargs}
         try:
             config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **where)
             with torch.device("meta"):
-                cls(config)
+                cls._from_config(config)
+            with suppress(OSError):  # it need not be there
+                GenerationConfig.from_pretrained(pretrained_model_name_or_path, **where)
         except Exception:
             return False
         return True

@@ -124,7 +124,7 @@ def _opened(source: Any) -> Iterator[Image.Image]:
         except FileNotFoundError:
             raise
         except Exception as error:  # of the network, of a server, of base64, of the URL itself
-            raise ValueError(f"{said} ({str(error) or type(error).__name__}); {way_out}") from error
+            raise ValueError(f"{said} ({_reason(error)}); {way_out}") from error
     with _file(source) as file:
         try:
             yield _open(file)
@@ -135,7 +135,12 @@ def _opened(source: Any) -> Iterator[Image.Image]:
         except _Refused as error:
             raise ValueError(f"{said}: {error}") from error
         except BaseException as error:  # readers raise all kinds on damaged files; Rust's panics are no Exception
-            raise ValueError(f"{said} ({str(error) or type(error).__name__}); {way_out}") from error
+            raise ValueError(f"{said} ({_reason(error)}); {way_out}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """In one line."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _of_row(source: Mapping) -> Any:
