@@ -315,7 +315,7 @@ UNUSABLE = {
     "hidden for good": (np.ma.array([[0, 1], [2, 3]], np.uint16, mask=[[0, 1], [0, 1]], hard_mask=True), HIDDEN),
     "all hidden": (np.ma.masked_all((4, 4, 3), np.uint8), "48 of 48 values of the masked array are hidden"),
     "hidden in one band": (np.ma.array(RGB, mask=RGB == RGB.max()), "values of the masked array are hidden"),
-    "sparse tensor": (torch.rand(4, 4).to_sparse(), "expected a plain tensor with values: .*to_dense"),
+    "sparse tensor": (torch.rand(4, 4).to_sparse(), "expected a plain tensor with values: .*dense"),
     "tensor without values": (torch.rand(4, 4, device="meta"), "expected a plain tensor with values: .*meta"),
     "objects": (RGB.astype(object), "got object"),
     "structured": (np.zeros((4, 4), [("red", "u1"), ("green", "u1")]), "expected dtype uint8"),

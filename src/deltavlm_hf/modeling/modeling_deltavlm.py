@@ -179,7 +179,7 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
         except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a damaged file makes its readers raise all kinds of errors
-            by_caller = args or kwargs.keys() - _BY_AUTO_CLASSES or torch.get_default_device().type == "meta"
+            by_caller = args or kwargs.keys() - _BY_AUTO_CLASSES or torch.empty(0).device.type == "meta"
             if by_caller and not isinstance(error, ValueError):
                 if cls._can_be_built(pretrained_model_name_or_path, **kwargs):
                     raise  # then it is not the files
