@@ -64,7 +64,7 @@ cuda-wheels:  ## into wheels/ what a card's machine without a package index lack
 
 # The bounds of setup.cfg, each with an environment of its own. Of torch the newest is the default build of the index,
 # or name another: make test-newest NEWEST_TORCH="torch==2.13.0". A machine's own constraints for pip are lifted.
-CORE := tests/modeling tests/processing tests/test_parity.py tests/test_inference.py tests/test_auto_classes.py \
+CORE := tests/modeling tests/processing tests/test_parity.py tests/inference tests/test_auto_classes.py \
 	tests/test_saved_folders.py tests/evaluation/test_answering.py tests/training/test_trainer.py \
 	tests/training/test_small_checkpoints.py
 NEWEST_TORCH ?= torch

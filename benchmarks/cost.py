@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .modeling import DeltaVLMConfig
+from deltavlm_hf import DeltaVLMConfig
 
 
 @dataclass(frozen=True)

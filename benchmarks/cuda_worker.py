@@ -46,8 +46,8 @@ import deltavlm_hf
 from deltavlm_hf import DeltaVLMForConditionalGeneration, convert_original_checkpoint
 from deltavlm_hf.cli import main as deltavlm
 from deltavlm_hf.data import PairCollator, load_generated
-from deltavlm_hf.quantization import four_bit_config
 from deltavlm_hf.training import FreezePolicy, estimate_memory, freeze, last_complete_checkpoint
+from deltavlm_hf.training.quantization import four_bit_config
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -5,7 +5,7 @@ Speed, as ratios of two ways that take turns in one process.
 
 writes `speed.json` and `speed.md` there; `--only dialogue` runs one group, and leaves the figures of the others that
 are there. Each figure is the ratio of median times. Beside it stands what arithmetic and memory traffic allow at these
-sizes on this machine: the same ratio from `deltavlm_hf.cost`, with the arithmetic and bandwidth that this machine
+sizes on this machine: the same ratio from `cost.py`, with the arithmetic and bandwidth that this machine
 reached a moment before.
 
 The model keeps the paper's proportions: widths divided by one factor, depths as they are (39 vision blocks, 12
@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 import transformers
+from cost import Card, Part, estimate_cost
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -45,7 +46,6 @@ from transformers import (
 
 import deltavlm_hf
 from deltavlm_hf import ChangeSession, DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMModel
-from deltavlm_hf.cost import Card, Part, estimate_cost
 from deltavlm_hf.inference import answer, ask_pairs
 from deltavlm_hf.training import FreezePolicy, freeze
 

@@ -14,7 +14,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppi
 import deltavlm_hf
 from deltavlm_hf.data import PairCollator, load_changechat, load_generated
 from deltavlm_hf.evaluation import AnswerMetrics
-from deltavlm_hf.quantization import four_bit_config
 from deltavlm_hf.training import (
     DeltaVLMTrainingArguments,
     FreezePolicy,
@@ -25,6 +24,7 @@ from deltavlm_hf.training import (
     leave_out_frozen,
     trainable_table,
 )
+from deltavlm_hf.training.quantization import four_bit_config
 
 
 def main() -> None:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from cost import Card, Part, cost_table, estimate_cost
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, LlamaConfig
 
 from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration
-from deltavlm_hf.cost import Card, Part, cost_table, estimate_cost
 from deltavlm_hf.modeling.cache_name import CACHE
 
 

@@ -13,13 +13,12 @@ import time
 import zipfile
 from pathlib import Path
 
+import cuda_check
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "cuda_check.py"
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import cuda_check  # noqa: E402
 
 # A worker that does by a check's name what checks of its kind do; in all else it is as `cuda_worker.py`.
 WORKER = """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub import Hub
+from local_hub import Hub
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import deltavlm_hf
-from deltavlm_hf.web import build, launch
+from deltavlm_hf.app.page import build, launch
 
 # The Space's own proxies tell who asks (X-Forwarded-For), for the page's bounds for each address. uvicorn reads this.
 os.environ.setdefault("FORWARDED_ALLOW_IPS", "127.0.0.1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16")

@@ -19,9 +19,9 @@ _MODULES = {
     "DeltaVLMModel": "modeling",
     "DeltaVLMProcessor": "processing",
     "ask_pairs": "inference",
-    "convert_instructblip": "conversion",
-    "convert_original_checkpoint": "conversion",
-    "replacing": "modeling.saving",
+    "convert_instructblip": "hub.conversion",
+    "convert_original_checkpoint": "hub.conversion",
+    "replacing": "files",
 }
 
 __all__ = [*_MODULES, "tiny"]
@@ -37,4 +37,4 @@ def tiny() -> str:
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
-auto_classes.install()
+auto_classes.install(__getattr__)

@@ -7,6 +7,7 @@ up is led to `deltavlm_hf.modeling`, which calls [`register`] when it is importe
 """
 
 import sys
+from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -69,16 +70,20 @@ class _AnnouncingLoader(Loader):
 class _AnnouncedLoader(Loader):
     """Makes `transformers.models.deltavlm`: the classes of this package, imported when asked for."""
 
-    def exec_module(self, module: ModuleType) -> None:
-        import deltavlm_hf
+    def __init__(self, get_class: Callable[[str], type]):
+        self.get_class = get_class
 
-        vars(module)["__getattr__"] = deltavlm_hf.__getattr__
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module)["__getattr__"] = self.get_class
 
 
 class _Finder(MetaPathFinder):
+    def __init__(self, get_class: Callable[[str], type]):
+        self.get_class = get_class
+
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         if name == ANNOUNCED_MODULE:
-            return ModuleSpec(name, _AnnouncedLoader())
+            return ModuleSpec(name, _AnnouncedLoader(self.get_class))
         if name in TABLES:
             spec = PathFinder.find_spec(name, path)
             if spec is not None and spec.loader is not None:
@@ -87,9 +92,14 @@ class _Finder(MetaPathFinder):
         return None
 
 
-def install() -> None:
-    """Announces DeltaVLM in the tables that are loaded already, and in the others as soon as they are."""
-    sys.meta_path.insert(0, _Finder())
+def install(get_class: Callable[[str], type]) -> None:
+    """
+    Announces DeltaVLM in the tables that are loaded already, and in the others as soon as they are.
+
+    Args:
+        get_class (`Callable[[str], type]`): imports a class of this package by its name.
+    """
+    sys.meta_path.insert(0, _Finder(get_class))
     for name in TABLES:
         if name in sys.modules:
             _announce(sys.modules[name])

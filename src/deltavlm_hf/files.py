@@ -1,10 +1,56 @@
-"""Writing files so that a reader, or the next run after a kill, never meets half of one."""
+"""
+The one way to write a file or a folder whole: a reader, or the next run after a kill, meets the old one or the new
+one, never half of one. Files that only grow are in `journal`.
+"""
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file: the old one stays until the new one is complete."""
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[TextIO]:
+    """A text file to write to, which takes its place when it is complete. Its folder is made if it is not there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """A text file at once, see [`writing`]."""
+    with writing(path) as file:
+        file.write(text)
+
+
+def replacing(folder: str | os.PathLike) -> AbstractContextManager[str]:
+    """
+    A folder to write to, whose files go to `folder` at the end, all or none: see [`~modeling.saving.replacing`], which
+    is there and not here because it goes to the Hub with the model's code, and that cannot import the package.
+    """
+    from .modeling import saving
+
+    return saving.replacing(folder)
+
+
+@contextmanager
+def making(folder: str | os.PathLike) -> Iterator[str]:
+    """As [`replacing`], for a folder that is empty, or is not there: then it is not until it is complete."""
+    folder = Path(folder)
+    # An empty folder, perhaps a mount point, cannot always be renamed over.
+    made = folder if folder.exists() else folder.with_name(f".{folder.name}-converting")
+    try:
+        with replacing(made) as new:
+            yield new
+        made.replace(folder)
+    except BaseException:
+        if made != folder:
+            shutil.rmtree(made, ignore_errors=True)
+        raise

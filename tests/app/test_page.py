@@ -27,10 +27,12 @@ from playwright.sync_api import Page, expect, sync_playwright
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import deltavlm_hf
-from deltavlm_hf import ChangeSession, web, web_guard
+from deltavlm_hf import ChangeSession
+from deltavlm_hf.app import guard
+from deltavlm_hf.app import page as web
+from deltavlm_hf.app.overlay import draw_cells, overlay_heat
+from deltavlm_hf.app.page import TASKS, stream_answer
 from deltavlm_hf.data.scenes import generate_scene
-from deltavlm_hf.overlay import draw_cells, overlay_heat
-from deltavlm_hf.web import TASKS, stream_answer
 
 SECONDS = 120  # for slow machines; time never fails a test before
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -220,8 +222,8 @@ def served(tmp_path_factory):
     """The page in this process, and its model: what happens inside can be seen. Real HTTP, short times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "")  # to be restored
-        patch.setattr(web_guard, "_TEMP", tmp_path_factory.mktemp("gradio"))
-        patch.setattr(web_guard, "SWEEP_SECONDS", 0.2)
+        patch.setattr(guard, "_TEMP", tmp_path_factory.mktemp("gradio"))
+        patch.setattr(guard, "SWEEP_SECONDS", 0.2)
         model = AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
         page = web.build(model, AutoProcessor.from_pretrained(deltavlm_hf.tiny()))
         handler = signal.getsignal(signal.SIGTERM)
@@ -408,12 +410,12 @@ class TestOneQueue:
         with ThreadPoolExecutor(20) as threads:
             joined = list(threads.map(lambda _: visitor.join("compare", images), range(20)))
         refused = [answer for answer in joined if answer.status_code != 200]
-        assert len(refused) == 20 - web_guard.MAX_WAITING_OF_SESSION
+        assert len(refused) == 20 - guard.MAX_WAITING_OF_SESSION
         assert all(answer.status_code == 429 and "Busy" in answer.json()["detail"] for answer in refused)
         assert Visitor(served).join("compare", images).status_code == 200  # another visitor, behind the same router
 
     def test_an_address_has_so_many_at_once(self, served, work, pair, monkeypatch):
-        monkeypatch.setattr(web_guard, "MAX_WAITING_OF_ADDRESS", 5)
+        monkeypatch.setattr(guard, "MAX_WAITING_OF_ADDRESS", 5)
         work.goes_on.clear()
         images = [*map(Visitor(served).upload, pair)]
         with ThreadPoolExecutor(20) as threads:  # sessions cost nothing
@@ -439,7 +441,7 @@ class TestOneQueue:
         until(lambda: work.now)
         assert visitor.join("halt", [None]).status_code == 200
         kept = served.state_holder[visitor.session].state_data.values()
-        (visit,) = [value for value in kept if isinstance(value, web_guard.Visit)]
+        (visit,) = [value for value in kept if isinstance(value, guard.Visit)]
         until(visit.stop.is_set)
         work.goes_on.set()
         until(lambda: asked.json()["event_id"] not in served._queue.event_ids_to_events)
@@ -581,7 +583,7 @@ class TestUploads:
         assert files_of(served) == before
 
     def test_an_address_may_store_so_much(self, served, monkeypatch):
-        monkeypatch.setattr(web_guard, "MAX_STORED_OF_ADDRESS", 10 << 20)
+        monkeypatch.setattr(guard, "MAX_STORED_OF_ADDRESS", 10 << 20)
         greedy, other = Visitor(served, "203.0.113.50"), Visitor(served, "203.0.113.51")
         form = {"files": ("x.png", bytes(3 << 20))}
         sent = [greedy.http.post("gradio_api/upload", files=form) for _ in range(5)]
@@ -593,8 +595,8 @@ class TestUploads:
 class TestNothingRemains:
     @pytest.fixture(autouse=True)
     def short(self, monkeypatch):
-        monkeypatch.setattr(web_guard, "FILE_SECONDS", 1)
-        monkeypatch.setattr(web_guard, "LEAVE_SECONDS", 1)
+        monkeypatch.setattr(guard, "FILE_SECONDS", 1)
+        monkeypatch.setattr(guard, "LEAVE_SECONDS", 1)
 
     def test_of_a_visitor_who_closes_the_page(self, served, pair):
         visitor = Visitor(served)
@@ -641,7 +643,7 @@ class TestNothingRemains:
 
     @pytest.mark.slow
     def test_memory_is_flat(self, served, pair):
-        """`VISITS=500 python -m pytest tests/test_web.py -k flat` for more of them."""
+        """`VISITS=500 python -m pytest tests/app/test_page.py -k flat` for more of them."""
 
         def resident() -> float:  # MB
             return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -671,13 +673,13 @@ class TestNothingRemains:
 
     def test_of_a_server_that_was_killed(self, tmp_path, monkeypatch):
         monkeypatch.setenv("GRADIO_TEMP_DIR", "")
-        monkeypatch.setattr(web_guard, "_TEMP", tmp_path)
-        living = web_guard.make_folder()
+        monkeypatch.setattr(guard, "_TEMP", tmp_path)
+        living = guard.make_folder()
         killed = tmp_path / "deltavlm-page-killed"
         (killed / "x").mkdir(parents=True)
         (killed / "x/image.png").write_bytes(b"x")
         os.utime(killed, (0, 0))
-        web_guard.make_folder()
+        guard.make_folder()
         assert living.exists() and not killed.exists()
 
     @pytest.mark.slow

@@ -8,7 +8,8 @@ from broken_images import REFUSED, write_refused
 from PIL import Image
 
 from deltavlm_hf.data import load_changechat, load_generated, write_sheet
-from deltavlm_hf.data.show import COLOURS, as_seen, overlay, undecoded
+from deltavlm_hf.data.rows import as_seen, undecoded
+from deltavlm_hf.data.show import COLOURS, overlay
 
 
 def pictures(page: str) -> list[Image.Image]:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from deltavlm_hf.cli import main
 from deltavlm_hf.data import find_pairs, load_changechat, read_records
-from deltavlm_hf.data.write import Settings, describe, read_answer, write_dataset
+from deltavlm_hf.data.writing import Settings, describe, read_answer, write_dataset
 
 KEY = "sk-very-secret-0123456789"
 
@@ -615,7 +615,7 @@ def test_wrong_settings(write, wrong, message):
 
 
 def test_without_the_package_openai(tmp_path):
-    code = "import sys; sys.modules['openai'] = None; import deltavlm_hf.data.write"
+    code = "import sys; sys.modules['openai'] = None; import deltavlm_hf.data.writing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert 'pip install "deltavlm-hf[llm]"' in done.stderr
 

@@ -14,14 +14,14 @@ import datasets
 import pytest
 import torch
 from broken_images import write_refused
-from hub import Hub
+from local_hub import Hub
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainerState, TrainingArguments
 
 import deltavlm_hf
 from deltavlm_hf.cli import main
 from deltavlm_hf.data import PairCollator, load_generated
-from deltavlm_hf.data.show import undecoded
+from deltavlm_hf.data.rows import undecoded
 from deltavlm_hf.evaluation import (
     AnswerMetrics,
     ModelAnswerer,
@@ -244,14 +244,14 @@ class TestAlone:
         entered, leave = threading.Event(), threading.Event()
         command = ["evaluate", "tiny", "--pairs", "1", "--seed", str(SEED), "--tasks", "binary", "--device", "cpu"]
         command += ["--output", str(tmp_path)]
-        load = deltavlm_hf.cli._load
+        load = deltavlm_hf.evaluation.run.load_model
 
         def load_slowly(*arguments):
             entered.set()
             leave.wait(60)
             return load(*arguments)
 
-        monkeypatch.setattr(deltavlm_hf.cli, "_load", load_slowly)
+        monkeypatch.setattr(deltavlm_hf.evaluation.run, "load_model", load_slowly)
         codes = []
         first = threading.Thread(target=lambda: codes.append(main(command)))
         first.start()
@@ -537,7 +537,7 @@ def test_a_pair_that_cannot_be_encoded_is_told_apart(model, processor, rows, ans
 
 
 def test_four_bits_on_the_cpu(processor, rows):
-    from deltavlm_hf.quantization import four_bit_config
+    from deltavlm_hf.training.quantization import four_bit_config
 
     quantised = AutoModelForImageTextToText.from_pretrained(
         deltavlm_hf.tiny(), quantization_config=four_bit_config(torch.float32), device_map="cpu"

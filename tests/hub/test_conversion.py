@@ -309,7 +309,7 @@ def anonymous():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) // 1024
 
-import deltavlm_hf, deltavlm_hf.conversion
+import deltavlm_hf, deltavlm_hf.hub.conversion
 source, output = sys.argv[1:]
 before, peak, done = anonymous(), 0, threading.Event()
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub import Hub
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from local_hub import Hub
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import deltavlm_hf
 from deltavlm_hf.cli import main
 from deltavlm_hf.data import load_generated
-from deltavlm_hf.publishing import Publication
+from deltavlm_hf.hub.publishing import Publication
 from deltavlm_hf.training import freeze, leave_out_frozen
 
-REPORT = Path(__file__).parents[1] / "docs" / "tiny_report" / "report.json"
+REPORT = Path(__file__).parents[2] / "docs" / "tiny_report" / "report.json"
 REPO = "someone/changes"
 # A process that finds transformers but not this package, as other people's machines have it.
 LOAD = """

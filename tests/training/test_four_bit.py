@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 import deltavlm_hf
-from deltavlm_hf.quantization import four_bit_config
 from deltavlm_hf.training import (
     DeltaVLMTrainer,
     DeltaVLMTrainingArguments,
@@ -17,6 +16,7 @@ from deltavlm_hf.training import (
     leave_out_frozen,
     trainable_table,
 )
+from deltavlm_hf.training.quantization import four_bit_config
 
 
 @pytest.fixture

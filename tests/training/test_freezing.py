@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
 import deltavlm_hf
-from deltavlm_hf.conversion import DROPPED, NAMES
 from deltavlm_hf.data import PairCollator
+from deltavlm_hf.hub.names import DROPPED, NAMES
 from deltavlm_hf.training import FreezePolicy, freeze, trainable_table
 
 

@@ -8,8 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 import deltavlm_hf
 from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMProcessor
 from deltavlm_hf.data import load_generated
-from deltavlm_hf.quantization import four_bit_config
 from deltavlm_hf.training import DeltaVLMTrainer, DeltaVLMTrainingArguments, FreezePolicy, TrainingRows, freeze
+from deltavlm_hf.training.quantization import four_bit_config
 
 pytestmark = pytest.mark.slow
 

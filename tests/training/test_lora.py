@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
-from deltavlm_hf.quantization import four_bit_config
 from deltavlm_hf.training import (
     DeltaVLMTrainer,
     DeltaVLMTrainingArguments,
@@ -25,6 +24,7 @@ from deltavlm_hf.training import (
     merge_lora,
     trainable_table,
 )
+from deltavlm_hf.training.quantization import four_bit_config
 
 pytestmark = pytest.mark.skipif(
     parse(peft.__version__) < parse(MIN_PEFT_VERSION),

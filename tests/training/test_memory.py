@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from deltavlm_hf import DeltaVLMConfig
-from deltavlm_hf.quantization import four_bit_config
 from deltavlm_hf.training import FreezePolicy, estimate_memory
+from deltavlm_hf.training.quantization import four_bit_config
 
 STEP = """
 import json, sys, torch

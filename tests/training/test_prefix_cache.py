@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 
 import deltavlm_hf
 from deltavlm_hf.data import PairCollator, load_generated
-from deltavlm_hf.data.show import undecoded
+from deltavlm_hf.data.rows import undecoded
 from deltavlm_hf.training import FreezePolicy, PrefixCache, freeze
 
 SEED = 4_900_000

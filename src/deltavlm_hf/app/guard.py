@@ -33,7 +33,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .inference import ChangeSession
+from ..inference import ChangeSession
 
 logger = logging.getLogger(__name__)
 

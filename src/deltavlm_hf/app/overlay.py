@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .data.rules import CELLS
+from ..data.rules import CELLS
 
 MOST = 0.75  # how much of the image the strongest heat covers
 _RAMP = np.array(

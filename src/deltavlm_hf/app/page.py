@@ -1,7 +1,7 @@
 """
 `deltavlm demo --web`, and the Space in `examples/space`: a page to drop two images on and talk about them.
 
-What a visitor uploads and says is kept in the session's own state, and dropped with it, see `web_guard`.
+What a visitor uploads and says is kept in the session's own state, and dropped with it, see `guard`.
 """
 
 import logging
@@ -26,15 +26,15 @@ except ImportError as error:
     raise ImportError('The page needs gradio: pip install "deltavlm-hf[web]"') from error
 from starlette.middleware import Middleware
 
-from . import web_guard
-from .data.questions import FOLLOW_UPS, INSTRUCTIONS, parse_grid
-from .data.scenes import generate_scene
-from .inference import ChangeSession, answer
-from .modeling import DeltaVLMForConditionalGeneration
+from ..data.questions import FOLLOW_UPS, INSTRUCTIONS, parse_grid
+from ..data.scenes import generate_scene
+from ..inference import ChangeSession, answer
+from ..modeling import DeltaVLMForConditionalGeneration
+from ..processing import DeltaVLMProcessor
+from ..processing.processing_deltavlm import Turn
+from . import guard
+from .guard import Guard, Visit
 from .overlay import draw_cells, overlay_heat
-from .processing import DeltaVLMProcessor
-from .processing.processing_deltavlm import Turn
-from .web_guard import Guard, Visit
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
         """In place of what gradio does with a file that is named: fetch it, if it is an address."""
         return path
 
-    folder = web_guard.make_folder()
+    folder = guard.make_folder()
     examples = _examples(folder)
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown(f"# {title}\nTwo images of the same place, before and after: ask what changed.")
@@ -180,12 +180,12 @@ def launch(page: gr.Blocks, **kwargs: Any) -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which clears the visitors' files
-    page.queue(max_size=web_guard.MAX_WAITING, api_open=False)
+    page.queue(max_size=guard.MAX_WAITING, api_open=False)
     page._queue.ANALYTICS_MAX_EVENTS = 100  # of which gradio would keep ten thousand, and sum them up after each job
     page.launch(
-        max_file_size=web_guard.MAX_FILE,
+        max_file_size=guard.MAX_FILE,
         css=_CSS,
-        state_session_capacity=web_guard.MAX_SESSIONS,
+        state_session_capacity=guard.MAX_SESSIONS,
         run_history=False,
         enable_monitoring=False,
         mcp_server=False,

@@ -1,29 +1,24 @@
 """`deltavlm demo`: a generated pair, a model's answers about it, and a picture of both."""
 
 import textwrap
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .data.questions import FOLLOW_UPS, INSTRUCTIONS, describe_in_detail
-from .data.rules import Thresholds, read_facts
-from .data.scenes import generate_scene
-from .inference import ChangeSession
-from .modeling import DeltaVLMForConditionalGeneration
-from .processing import DeltaVLMProcessor
+from ..data.questions import FOLLOW_UPS, INSTRUCTIONS, describe_in_detail
+from ..data.rules import Thresholds, read_facts
+from ..data.scenes import generate_scene
+from ..inference import ChangeSession
+from ..modeling import DeltaVLMForConditionalGeneration
+from ..processing import DeltaVLMProcessor
 
 CONVERSATION = (INSTRUCTIONS["binary"], FOLLOW_UPS[0])
 SIDE, MARGIN, LINE = 384, 16, 22
 
 
-def run(
-    model: DeltaVLMForConditionalGeneration,
-    processor: DeltaVLMProcessor,
-    seed: int,
-    output: Path,
-    **generate_kwargs,
-) -> None:
-    """Asks the fixed tasks and a follow-up question about one generated pair; prints and draws the answers."""
+def ask_and_draw(
+    model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, seed: int, **generate_kwargs
+) -> tuple[str, Image.Image]:
+    """Asks the fixed tasks and a follow-up about one generated pair: the answers as text, and a picture with them."""
     scene = generate_scene(seed, size=processor.image_processor.size["height"])
     session = ChangeSession(model, processor, scene.before, scene.after)
     answers = session.ask_apart(list(INSTRUCTIONS.values()), **generate_kwargs)
@@ -34,9 +29,7 @@ def run(
     lines = [line for turn in turns for line in _format(*turn)]
     lines += ["", "A conversation:", *(line for turn in session.history for line in _format(*turn))]
     lines += ["", *textwrap.wrap(f"In truth: {describe_in_detail(facts)}", width=96)]
-    print("\n".join(lines))
-    draw(scene.before, scene.after, lines).save(output)
-    print(f"\nPicture: {output}")
+    return "\n".join(lines), draw(scene.before, scene.after, lines)
 
 
 def _format(question: str, answer: str) -> list[str]:

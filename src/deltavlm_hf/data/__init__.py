@@ -21,7 +21,8 @@ _MODULES = {
     "make_turns": "questions",
     "read_facts": "rules",
     "read_records": "records",
-    "write_dataset": "write",
+    "undecoded": "rows",
+    "write_dataset": "writing",
     "write_records": "records",
     "write_sheet": "show",
 }

@@ -10,8 +10,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
 
-from .questions import TASKS
+from .questions import TASKS, check_tasks
 from .records import Record, read_records
+from .rows import features, load, to_row, unroll
 
 SPLITS = ("train", "train_loc", "val", "test")
 
@@ -114,49 +115,6 @@ def find_images(source: str | Path, images: str | Path | None = None) -> Path:
     )
 
 
-def features(masks: bool = False) -> datasets.Features:
-    """
-    The columns of every data set of this package: those of [`Record`], images decoded when they are looked at.
-
-    Args:
-        masks (`bool`, *optional*, defaults to `False`): with a column `mask`.
-    """
-    text = datasets.Value("string")
-    columns = {
-        "id": text,
-        "task": text,
-        "before": datasets.Image(),
-        "after": datasets.Image(),
-        "changed": datasets.Value("bool"),
-        "turns": datasets.List({"question": text, "answer": text}),
-        "captions": datasets.List(text),
-    }
-    return datasets.Features({**columns, "mask": datasets.Image()} if masks else columns)
-
-
-def to_row(record: Record, before, after) -> dict:
-    """A record as a row of [`features`], with its images: paths, PIL images or `{"bytes", "path"}`."""
-    turns = [{"question": question, "answer": answer} for question, answer in record.turns]
-    return {
-        "id": record.id,
-        "task": record.task,
-        "before": before,
-        "after": after,
-        "changed": record.changed,
-        "turns": turns,
-        "captions": list(record.captions),
-    }
-
-
-def unroll(record: Record) -> Iterator[Record]:
-    """A dialogue as one record for each of its turns, each with the turns before; any other record as it is."""
-    if len(record.turns) == 1:
-        yield record
-    else:
-        for number in range(1, len(record.turns) + 1):
-            yield replace(record, id=f"{record.id}.{number}", turns=record.turns[:number])
-
-
 def images_in(folder: Path) -> dict[str, Path]:
     """
     The image files right in a folder, by name without ending; none if there is no such folder.
@@ -231,13 +189,6 @@ class ChangeChat(datasets.GeneratorBasedBuilder):
                             row["mask"] = None if mask is None else str(mask)
                         yield key, row
                         key += 1
-
-
-def check_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
-    """The tasks in their usual order; ValueError if one is unknown or there is none."""
-    if isinstance(tasks, str) or not tasks or set(tasks) - set(TASKS):
-        raise ValueError(f"`tasks` must list some of {', '.join(TASKS)}; got {tasks!r}.")
-    return tuple(task for task in TASKS if task in tasks)
 
 
 def _check_images(file: AnnotationFile, *paths: Path) -> None:
@@ -315,20 +266,3 @@ def load_changechat(
         mask_times=tuple(folder.stat().st_mtime_ns for folder in mask_folders if folder.is_dir()),
     )
     return load(builder, split, streaming)
-
-
-def load(builder: datasets.GeneratorBasedBuilder, split: str | None, streaming: bool):
-    """A builder's data set, or one split of it; what the builder raised is raised as it was."""
-    if streaming:
-        splits = builder.as_streaming_dataset(split)
-        return datasets.IterableDatasetDict(splits) if split is None else splits
-    try:
-        builder.download_and_prepare()
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise error.__cause__ or error from None
-    filled = [name for name, info in builder.info.splits.items() if info.num_examples]
-    if not filled or (split is not None and split.partition("[")[0] not in filled):
-        raise ValueError(f"No records of the tasks {', '.join(builder.config.tasks)} in {split or 'any split'}.")
-    if split is not None:
-        return builder.as_dataset(split)
-    return datasets.DatasetDict({name: builder.as_dataset(name) for name in filled})

@@ -1,13 +1,20 @@
 """Rows of a data set to a batch for the model: what `Trainer` takes as its data collator."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+import torch
 from transformers import BatchFeature
 
 from ..processing import DeltaVLMProcessor
 
-if TYPE_CHECKING:
-    from ..training import PrefixCache
+
+class VisionStates(Protocol):
+    """What [`PrefixCache`] gives in place of pixels: the states of rows, and the vision block that they enter."""
+
+    first_block: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> torch.Tensor: ...
 
 
 class PairCollator:
@@ -23,7 +30,7 @@ class PairCollator:
             undecoded.
     """
 
-    def __init__(self, processor: DeltaVLMProcessor, vision_cache: "PrefixCache | None" = None):
+    def __init__(self, processor: DeltaVLMProcessor, vision_cache: VisionStates | None = None):
         self.processor = processor
         self.vision_cache = vision_cache
 

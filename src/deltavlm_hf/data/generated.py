@@ -8,9 +8,9 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from .changechat import check_tasks, features, load, to_row, unroll
-from .questions import TASKS, captions_of, make_turns
+from .questions import TASKS, captions_of, check_tasks, make_turns
 from .records import Record
+from .rows import features, load, to_row, unroll
 from .rules import Thresholds, read_facts
 from .scenes import generate_scene
 

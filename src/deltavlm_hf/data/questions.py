@@ -59,6 +59,13 @@ _CELL_LISTS = re.compile(
 )
 
 
+def check_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+    """The tasks in their usual order; ValueError if one is unknown or there is none."""
+    if isinstance(tasks, str) or not tasks or set(tasks) - set(TASKS):
+        raise ValueError(f"`tasks` must list some of {', '.join(TASKS)}; got {tasks!r}.")
+    return tuple(task for task in TASKS if task in tasks)
+
+
 def format_count(facts: Facts) -> str:
     roads, buildings = facts.roads, facts.buildings
     return f"{roads or 'no'} new road{'s' * (roads != 1)}, {buildings or 'no'} new building{'s' * (buildings != 1)}"

@@ -5,7 +5,6 @@ and nowhere else.
 
 import codecs
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -13,6 +12,7 @@ from typing import Any
 
 import ijson
 
+from ..files import writing
 from .questions import INSTRUCTIONS, TASKS, Turns, name_task
 
 _SPEAKERS = ("human", "gpt")
@@ -106,16 +106,12 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     Returns:
         `int`: how many were written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     count = 0
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
+    with writing(path) as file:
         for count, record in enumerate(records, start=1):
             file.write(",\n" if count > 1 else "[\n")
             json.dump(record.to_json(), file, ensure_ascii=False)
         file.write("\n]\n" if count else "[]\n")
-    os.replace(partial, path)
     return count
 
 

@@ -11,9 +11,12 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from ..files import write_whole
-from ..processing import DeltaVLMImageProcessor
+from ..files import write_text
 from ..processing.reading import READING_ERRORS, read_image
+from .changechat import load_changechat
+from .generated import load_generated
+from .questions import TASKS
+from .rows import as_seen, undecoded
 from .rules import BUILDING, ROAD, load_mask
 
 COLOURS = {"road": (ROAD, (255, 200, 0)), "building": (BUILDING, (255, 0, 60))}
@@ -43,6 +46,34 @@ $articles
 """)
 
 
+def choose_rows(
+    source: str | Path | None,
+    images: str | Path | None = None,
+    *,
+    split: str = "train",
+    task: str | None = None,
+    number: int = 24,
+    seed: int = 0,
+    revision: str | None = None,
+) -> tuple[datasets.Dataset | datasets.IterableDataset, str]:
+    """
+    Rows for a contact sheet, with masks, and a title.
+
+    Args:
+        source (`str` or `Path`, *optional*): see [`load_changechat`]; without, scenes are generated.
+        images (`str` or `Path`, *optional*), split (`str`, *optional*), revision (`str`, *optional*): of `source`.
+        task (`str`, *optional*): rows of this task only.
+        number (`int`, *optional*, defaults to 24): how many rows, at most.
+        seed (`int`, *optional*, defaults to 0): chooses them; of generated scenes, that of the first one.
+    """
+    tasks = (task,) if task else TASKS
+    if source is None:
+        rows = load_generated(-(-number // len(tasks)), seed, tasks=tasks, masks=True, streaming=True)
+        return rows.take(number), f"Generated scenes, seeds from {seed}"
+    rows = load_changechat(source, images, split=split, tasks=tasks, masks=True, revision=revision)
+    return rows.shuffle(seed=seed).select(range(min(number, len(rows)))), f"{source}: {split}"
+
+
 def write_sheet(rows: Iterable[dict], path: str | Path, title: str = "Records") -> int:
     """
     Writes a contact sheet that needs nothing but a browser. The file appears when it is complete.
@@ -63,9 +94,7 @@ def write_sheet(rows: Iterable[dict], path: str | Path, title: str = "Records") 
         articles="\n".join(articles),
         **{kind: colour for kind, (_, colour) in COLOURS.items()},
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, page)
+    write_text(path, page)
     return len(articles)
 
 
@@ -111,20 +140,6 @@ def figure(caption: str, image: Image.Image | dict, mask: Image.Image | dict | N
 
 def _decoded(image: Image.Image | dict) -> Image.Image:
     return image if isinstance(image, Image.Image) else read_image(image)
-
-
-def as_seen(image: Image.Image) -> Image.Image:
-    """An image of any mode in the colours that the model gets: 16 bits scaled, not cut off."""
-    levels = DeltaVLMImageProcessor().process_image(image)  # (3, H, W)
-    return Image.fromarray(np.moveaxis(levels, 0, -1))
-
-
-def undecoded(rows):
-    """The same data set with images as `datasets` has them before decoding: looking at a row cannot fail."""
-    for column, feature in rows.features.items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-    return rows
 
 
 def overlay(image: Image.Image, mask: Image.Image) -> Image.Image:

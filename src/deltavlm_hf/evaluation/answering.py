@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils.hub import resolve_revision
 
-from ..data.show import undecoded
+from ..data.rows import undecoded
 from ..inference import answer, encode
 from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration

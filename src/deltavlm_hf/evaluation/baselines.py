@@ -9,8 +9,8 @@ import datasets
 import numpy as np
 
 from ..data.questions import NO_CHANGE, format_count, format_grid, question_task
+from ..data.rows import as_seen, undecoded
 from ..data.rules import LEVIR, read_facts
-from ..data.show import as_seen, undecoded
 from ..processing.reading import READING_ERRORS, read_image
 from .answering import Pair, pair_key
 

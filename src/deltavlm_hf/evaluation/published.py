@@ -10,7 +10,7 @@ import datasets
 
 from ..data.changechat import find_annotations
 from ..data.check import OFFICIAL, PUBLISHED
-from ..data.show import undecoded
+from ..data.rows import undecoded
 
 SOURCE = "published (arXiv 2507.22346)"  # of ChangeChat-105k's test split
 SPLIT = "test"

@@ -14,9 +14,10 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ..data.rows import undecoded
 from ..data.rules import CELLS
-from ..data.show import figure, undecoded
-from ..files import write_whole
+from ..data.show import figure
+from ..files import write_text
 from . import published
 from .score import Case, unreadable
 
@@ -261,7 +262,6 @@ def write_report(
         `list[Path]`: the three files.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tables = make_tables(systems, published_tasks)
     head = [f"{name}: {_setting(value)}" for name, value in settings.items()]
     (name, results), *_ = systems.items()
@@ -288,7 +288,7 @@ def write_report(
         "report.html": _PAGE.substitute(title=html.escape(title), body="\n".join(body)),
     }
     for file, content in files.items():
-        write_whole(folder / file, content)
+        write_text(folder / file, content)
     return [folder / file for file in files]
 
 

@@ -2,15 +2,15 @@
 Conversion of the authors' checkpoint, or of InstructBLIP, to a folder that `from_pretrained` loads.
 
 The authors save only what they train. The frozen rest comes from where they took it: a base vision encoder (an EVA
-file or InstructBLIP) and a language model. Every key of the checkpoint is used or listed below as dropped, and every
-weight of the model is given. Weights go from file to file, so that memory holds no more than one shard of the result.
+file or InstructBLIP) and a language model. Every key of the checkpoint is used, or listed in `names` as dropped, and
+every weight of the model is given. Weights go from file to file, so that memory holds no more than one shard of the
+result.
 """
 
 import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,51 +34,17 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import extract_commit_hash
 
-from .modeling import DeltaVLMConfig, DeltaVLMForConditionalGeneration
-from .modeling.csrm import CrossSemanticRelationMeasuring
-from .modeling.saving import replacing
-from .modeling.weight_sources import digest, find_files, first_values, open_weights, read_torch_file, shape
-from .processing import DeltaVLMImageProcessor, DeltaVLMProcessor
+from ..files import making
+from ..modeling import DeltaVLMConfig, DeltaVLMForConditionalGeneration
+from ..modeling.csrm import CrossSemanticRelationMeasuring
+from ..modeling.weight_sources import digest, find_files, first_values, open_weights, read_torch_file, shape
+from ..processing import DeltaVLMImageProcessor, DeltaVLMProcessor
+from .names import DROPPED, DROPPED_CSRM, DROPPED_LANGUAGE_MODEL, DROPPED_VISION, NAMES
 
 logger = logging.get_logger(__name__)
 
 Weights = dict[str, Any]  # by name: tensors, or slices of files that are read with `[...]`
 Source = str | os.PathLike
-
-# The authors' names (model/blip2_vicua.py, LAVIS) -> ours, tried in this order on the whole name.
-NAMES = (
-    (r"visual_encoder\.cls_token", "vision_model.embeddings.class_embedding"),
-    (r"visual_encoder\.pos_embed", "vision_model.embeddings.position_embedding"),
-    (r"visual_encoder\.patch_embed\.proj\.(weight|bias)", r"vision_model.embeddings.patch_embedding.\1"),
-    (r"visual_encoder\.blocks\.(\d+)\.norm([12])\.(.+)", r"vision_model.encoder.layers.\1.layer_norm\2.\3"),
-    (r"visual_encoder\.blocks\.(\d+)\.attn\.proj\.(.+)", r"vision_model.encoder.layers.\1.self_attn.projection.\2"),
-    (r"visual_encoder\.blocks\.(\d+)\.attn\.(.+)", r"vision_model.encoder.layers.\1.self_attn.\2"),
-    (r"visual_encoder\.blocks\.(\d+)\.mlp\.(.+)", r"vision_model.encoder.layers.\1.mlp.\2"),
-    (r"ln_vision\.(.+)", r"vision_model.post_layernorm.\1"),
-    (r"context1\.(.+)", r"difference.context_delta.\1"),
-    (r"context2\.(.+)", r"difference.context_features.\1"),
-    (r"context3\.(.+)", r"difference.output.\1"),
-    (r"gate1\.(.+)", r"difference.gate_delta.\1"),
-    (r"gate2\.(.+)", r"difference.gate_features.\1"),
-    (r"query_tokens", "query_tokens"),
-    (r"Qformer\.bert\.embeddings\.LayerNorm\.(.+)", r"qformer.embeddings.layernorm.\1"),
-    (r"Qformer\.bert\.(encoder\..+)\.(attention|crossattention)\.self\.(.+)", r"qformer.\1.\2.attention.\3"),
-    (r"Qformer\.bert\.((?:embeddings|encoder)\..+)", r"qformer.\1"),
-    (r"llm_proj\.(.+)", r"language_projection.\1"),
-)
-# What no answer depends on: buffers, and heads that the authors build but never call.
-DROPPED = (
-    r"Qformer\.bert\.embeddings\.position_ids",
-    r"llm_model\..+\.inv_freq",
-    r"(vision_proj|text_proj)\.(weight|bias)",
-    r"temp",
-)
-# Of old language models: buffers that are computed now.
-DROPPED_LANGUAGE_MODEL = re.compile(r"language_model\..+\.rotary_emb\.inv_freq")
-# With `difference_module="concat"`, what the authors' training code leaves untrained.
-DROPPED_CSRM = (r"(context[123]|gate[12])\.(weight|bias)",)
-# Of a base EVA file: what stands behind the last block that is used.
-DROPPED_VISION = (r"visual_encoder\.(norm|fc_norm|head)\.(weight|bias)",)
 
 # The authors' `generate` (LAVIS), with embeddings as input: their `max_length=256` counts one id that is not there.
 GENERATION_DEFAULTS = {"num_beams": 5, "max_new_tokens": 255, "repetition_penalty": 1.5, "do_sample": False}
@@ -413,19 +379,10 @@ def _write(
         sources.append(origin.pointer(left_out))
         weights = {name: weight for name, weight in weights.items() if name not in left_out}
     config.weight_sources = sources or None
-
-    # An empty folder, perhaps a mount point, cannot always be renamed over; a new one is better absent than empty.
-    made = output_dir if output_dir.exists() else output_dir.with_name(f".{output_dir.name}-converting")
-    try:
-        with replacing(made) as new:
-            save_without_weights(config, processor, Path(new))
-            generation.save_pretrained(new)
-            _write_shards(weights, Path(new), max_shard_size)
-        made.replace(output_dir)
-    except BaseException:
-        if made != output_dir:
-            shutil.rmtree(made, ignore_errors=True)
-        raise
+    with making(output_dir) as new:
+        save_without_weights(config, processor, Path(new))
+        generation.save_pretrained(new)
+        _write_shards(weights, Path(new), max_shard_size)
 
 
 def save_without_weights(config: DeltaVLMConfig, processor: DeltaVLMProcessor, folder: Path) -> None:

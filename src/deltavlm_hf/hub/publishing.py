@@ -13,9 +13,9 @@ from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, Mo
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from . import tiny
-from .modeling.weight_sources import open_weights, shape
-from .training.run import SETTINGS_FILE
+from .. import tiny
+from ..modeling.weight_sources import open_weights, shape
+from ..training import SETTINGS_FILE
 
 CARD = "README.md"
 # What a loaded model is made of; optimizers, checkpoints, logs and answers stay at home.
@@ -370,9 +370,9 @@ def _product(numbers: Sequence[int]) -> int:
 
 def _with_code(folder: Path) -> dict[str, Path | bytes]:
     """Configuration, processor and the code that they name, for a folder that was saved without."""
+    from ..modeling import DeltaVLMConfig
+    from ..processing import DeltaVLMProcessor
     from .conversion import save_without_weights
-    from .modeling import DeltaVLMConfig
-    from .processing import DeltaVLMProcessor
 
     config, processor = DeltaVLMConfig.from_pretrained(folder), DeltaVLMProcessor.from_pretrained(folder)
     with tempfile.TemporaryDirectory() as partial:

@@ -17,6 +17,8 @@ _MODULES = {
     "trainable_table": "freezing",
 }
 
-__all__ = [*_MODULES]
+SETTINGS_FILE = "training_run.json"  # in the output folder of a run: with what the model was trained
+
+__all__ = ["SETTINGS_FILE", *_MODULES]
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -14,7 +14,7 @@ from ..modeling import DeltaVLMForConditionalGeneration
 from ..modeling.csrm import current_name
 from ..modeling.lora import IN_NAMES, make_lora_config, without_adapter
 from ..modeling.weight_sources import digest, find_files, open_weights, same_values, shape
-from ..quantization import quantised_part_only
+from .quantization import quantised_part_only
 
 
 @dataclass(frozen=True)

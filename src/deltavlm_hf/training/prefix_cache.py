@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..data.show import undecoded
+from ..data.rows import undecoded
 from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor

@@ -7,8 +7,8 @@ import datasets
 import numpy as np
 import torch
 
-from ..data.changechat import check_tasks
-from ..data.show import undecoded
+from ..data.questions import check_tasks
+from ..data.rows import undecoded
 from ..processing.reading import read_image
 from .augmentation import PairAugmentation
 

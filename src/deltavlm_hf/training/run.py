@@ -13,23 +13,22 @@ import datasets
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from .. import tiny
 from ..data import TASKS, load_changechat, load_generated
-from ..data.changechat import check_tasks
-from ..files import write_whole
+from ..data.questions import check_tasks
+from ..files import write_text
+from ..inference.loading import find_source
 from ..modeling.lora import make_lora_config
-from ..quantization import four_bit_config
+from . import SETTINGS_FILE
 from .arguments import DeltaVLMTrainingArguments
 from .augmentation import PairAugmentation
 from .checkpoints import last_complete_checkpoint
 from .fields import fit, nearest, read_yaml
 from .freezing import FreezePolicy, freeze, trainable_table
+from .quantization import four_bit_config
 from .rows import TrainingRows
 from .trainer import CACHE_AND_AUGMENTATION, DeltaVLMTrainer
 
 logger = logging.getLogger(__name__)
-
-SETTINGS_FILE = "training_run.json"  # in the output folder: with what the model was trained
 
 
 @dataclass
@@ -120,7 +119,7 @@ class TrainingRun:
     @property
     def source(self) -> str:
         """The folder or Hub id to start from."""
-        return tiny() if self.model == "tiny" else self.model
+        return find_source(self.model)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "TrainingRun":
@@ -214,7 +213,7 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
     trainer.save_model()
     if trainer.is_world_process_zero():
         described = json.dumps(dataclasses.asdict(run), indent=2, default=str) + "\n"
-        write_whole(Path(args.output_dir) / SETTINGS_FILE, described)
+        write_text(Path(args.output_dir) / SETTINGS_FILE, described)
     return Path(args.output_dir)
 
 

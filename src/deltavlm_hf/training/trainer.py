@@ -4,8 +4,8 @@ import torch
 from transformers import EarlyStoppingCallback, Trainer
 
 from ..data.collator import PairCollator
-from ..data.show import undecoded
-from ..modeling.saving import replacing
+from ..data.rows import undecoded
+from ..files import replacing
 from ..processing.processing_deltavlm import IGNORE_INDEX
 from .arguments import DeltaVLMTrainingArguments
 from .freezing import leave_out_frozen

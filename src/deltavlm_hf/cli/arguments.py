@@ -1,0 +1,61 @@
+"""What several commands have in common."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def add_command(subparsers, name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+    """A command that `run` carries out; what that returns is the exit code."""
+    command = subparsers.add_parser(name, help=help, description=help)
+    command.set_defaults(run=run)
+    return command
+
+
+def positive_integer(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def add_pair(command: argparse.ArgumentParser) -> None:
+    command.add_argument("before", metavar="BEFORE", help="image of the first date: a path or a URL")
+    command.add_argument("after", metavar="AFTER", help="image of the second date")
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", help="folder or Hub id (default: the small model inside the package)")
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    command.add_argument("--max-new-tokens", type=positive_integer, metavar="N", help="default: the model's own")
+
+
+def generate_kwargs(args: argparse.Namespace) -> dict[str, int]:
+    return {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
+
+
+def hide_progress_bars() -> None:
+    """Those of loading, where nobody looks."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
+def load(args: argparse.Namespace):
+    """The model and processor of [`add_model`]'s arguments."""
+    from ..inference.loading import load_model
+
+    hide_progress_bars()
+    return load_model(args.model, args.device)
+
+
+def open_session(args: argparse.Namespace):
+    """A conversation about [`add_pair`]'s images."""
+    from ..inference import ChangeSession
+    from ..processing import DeltaVLMImageProcessor
+
+    ((before, after),) = DeltaVLMImageProcessor().fetch_images((args.before, args.after))
+    model, processor = load(args)  # takes its time: after what can go wrong with images
+    return ChangeSession(model, processor, before, after)

@@ -1,0 +1,34 @@
+"""`deltavlm demo`."""
+
+import argparse
+from pathlib import Path
+
+from .arguments import add_command, add_model, generate_kwargs, load
+
+
+def add(subparsers) -> None:
+    help = "Show a generated pair, with answers of a model, as text and as a picture."
+    command = add_command(subparsers, "demo", run, help)
+    add_model(command)
+    command.add_argument("--seed", type=int, default=18, help="which pair to show (default: %(default)s)")
+    command.add_argument("--output", type=Path, default=Path("deltavlm_demo.png"), help="default: %(default)s")
+    command.add_argument("--web", action="store_true", help="serve a page to drop images on and talk about them")
+    command.add_argument("--host", default="127.0.0.1", help="of the page (default: %(default)s)")
+    command.add_argument("--port", type=int, help="of the page (default: the first free one from 7860)")
+    command.add_argument("--share", action="store_true", help="a public link to the page, through gradio's servers")
+
+
+def run(args: argparse.Namespace) -> int:
+    model, processor = load(args)
+    if args.web:
+        from ..app.page import build, launch
+
+        launch(build(model, processor), server_name=args.host, server_port=args.port, share=args.share)
+        return 0
+    from ..app.picture import ask_and_draw
+
+    text, picture = ask_and_draw(model, processor, args.seed, **generate_kwargs(args))
+    print(text)
+    picture.save(args.output)
+    print(f"\nPicture: {args.output}")
+    return 0

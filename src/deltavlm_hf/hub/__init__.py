@@ -1,0 +1,1 @@
+"""The authors' checkpoint to a folder, and a folder to the Hub."""

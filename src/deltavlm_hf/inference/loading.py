@@ -1,0 +1,52 @@
+"""A model with its processor, from a folder or the Hub: what the commands load. Errors name their options."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils.hub import resolve_revision
+
+from .. import tiny
+from ..auto_classes import MODEL_TYPE
+from ..modeling import DeltaVLMForConditionalGeneration
+from ..processing import DeltaVLMProcessor
+
+
+def find_source(name: str | None) -> str:
+    """What `from_pretrained` takes for a model's name: of `tiny`, and of None, the small model inside the package."""
+    return tiny() if name in (None, "tiny") else str(name)
+
+
+def load_model(
+    name: str | None = None, device: str = "auto", dtype: str = "auto", quantization_config: Any = None
+) -> tuple[DeltaVLMForConditionalGeneration, DeltaVLMProcessor]:
+    """
+    Loads a model and its processor, both of one commit.
+
+    Args:
+        name (`str`, *optional*): a folder or Hub id, or `tiny`, which is the default.
+        device (`str`, *optional*, defaults to `"auto"`): `cpu`, `cuda`, `cuda:1`, ...
+        dtype (`str`, *optional*, defaults to `"auto"`): the precision, by default as saved.
+        quantization_config (*optional*): such as [`four_bit_config`]'s.
+
+    Raises:
+        ValueError: if there is no such device, or no such model: whatever transformers raises then, the message names
+            the model.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: no CUDA device is available; use --device cpu")
+    source = find_source(name)
+    options = {} if quantization_config is None else {"quantization_config": quantization_config}
+    try:
+        revision = resolve_revision(source)  # of a Hub id: one commit for all
+        model_type = AutoConfig.from_pretrained(source, revision=revision).model_type
+        if model_type != MODEL_TYPE:
+            raise ValueError(f"expected a {MODEL_TYPE} model, got {model_type}")
+        processor = AutoProcessor.from_pretrained(source, revision=revision)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, device_map=device, dtype=dtype, revision=revision, **options
+        )
+    except Exception as error:  # transformers raises all kinds, and does not always name what it looked for
+        reason = str(error) if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"--model {source}: {reason}") from error
+    return model, processor
