@@ -10,7 +10,7 @@ import pytest
 from deltavlm_hf.data import TASKS, load_generated
 from deltavlm_hf.data.check import PUBLISHED
 from deltavlm_hf.evaluation import evaluate_predictions, make_tables, published, published_tasks, write_report
-from deltavlm_hf.evaluation.report import HERE
+from deltavlm_hf.evaluation.tables import HERE
 
 SEED = 4_600_000
 SETTINGS = {"data": "generated", "tasks": ["caption", "open"], "limit": None, "generate": {"num_beams": 5}}

@@ -134,8 +134,13 @@ def figure(caption: str, image: Image.Image | dict, mask: Image.Image | dict | N
     buffer = io.BytesIO()
     shown.thumbnail((SIDE, SIDE))
     shown.save(buffer, "png")
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{caption}</figcaption></figure>'
+    picture = f'<img src="{data_url(buffer.getvalue())}" alt="">'
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+
+
+def data_url(png: bytes) -> str:
+    """A picture that needs no file beside the page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
 def _decoded(image: Image.Image | dict) -> Image.Image:

@@ -13,7 +13,7 @@ _MODULES = {
     "bootstrap_interval": "metrics",
     "evaluate_predictions": "score",
     "make_baseline": "baselines",
-    "make_tables": "report",
+    "make_tables": "tables",
     "make_vocabulary": "captions",
     "predict": "answering",
     "published_tasks": "published",
