@@ -32,6 +32,7 @@ from deltavlm_hf.evaluation import (
 )
 from deltavlm_hf.evaluation.answering import alone, identify
 from deltavlm_hf.inference import answer
+from deltavlm_hf.inference.loading import load_model
 
 SEED = 4_500_000  # beyond all that the shipped model was trained or tested on
 
@@ -244,14 +245,13 @@ class TestAlone:
         entered, leave = threading.Event(), threading.Event()
         command = ["evaluate", "tiny", "--pairs", "1", "--seed", str(SEED), "--tasks", "binary", "--device", "cpu"]
         command += ["--output", str(tmp_path)]
-        load = deltavlm_hf.evaluation.run.load_model
 
         def load_slowly(*arguments):
             entered.set()
             leave.wait(60)
-            return load(*arguments)
+            return load_model(*arguments)
 
-        monkeypatch.setattr(deltavlm_hf.evaluation.run, "load_model", load_slowly)
+        monkeypatch.setattr("deltavlm_hf.evaluation.run.load_model", load_slowly)
         codes = []
         first = threading.Thread(target=lambda: codes.append(main(command)))
         first.start()

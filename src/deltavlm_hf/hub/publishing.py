@@ -372,7 +372,7 @@ def _with_code(folder: Path) -> dict[str, Path | bytes]:
     """Configuration, processor and the code that they name, for a folder that was saved without."""
     from ..modeling import DeltaVLMConfig
     from ..processing import DeltaVLMProcessor
-    from .conversion import save_without_weights
+    from .folder import save_without_weights
 
     config, processor = DeltaVLMConfig.from_pretrained(folder), DeltaVLMProcessor.from_pretrained(folder)
     with tempfile.TemporaryDirectory() as partial:
