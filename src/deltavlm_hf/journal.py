@@ -10,12 +10,13 @@ from filelock import FileLock
 
 class Journal:
     """
-    A file of JSON lines: first what it was made with, then entries. A last line that a kill left half-written is cut
-    off. Any number of processes may open and write it at once: a lock beside it (`.NAME.lock`) lets in one at a time.
+    A file of JSON lines: first a header, which says what it was made with, then entries. A last line that a kill left
+    half-written is cut off. Any number of processes may open and write it at once: a lock beside it (`.NAME.lock`)
+    lets in one at a time.
 
     Args:
         path (`Path`): the file; it is made if it is not there.
-        made_with (`dict`): what a run must have in common with the earlier runs that wrote here.
+        header (`dict`): what a run must have in common with the earlier runs that wrote here.
         key (`tuple[str, ...]`): the fields that name an entry; a later one takes the place of an earlier one.
 
     Attributes:
@@ -25,7 +26,7 @@ class Journal:
         ValueError: if the file was made with something else, or is damaged before its last line.
     """
 
-    def __init__(self, path: Path, made_with: dict[str, Any], key: tuple[str, ...]):
+    def __init__(self, path: Path, header: dict[str, Any], key: tuple[str, ...]):
         self.path = path
         self.key = key
         self.entries: dict[tuple, dict] = {}
@@ -35,7 +36,7 @@ class Journal:
             file.seek(0)
             lines = file.read().split(b"\n")[:-1]
             if not lines:
-                _write(file, made_with)
+                _write(file, header)
         for number, line in enumerate(lines):
             try:
                 entry = json.loads(line)
@@ -43,9 +44,9 @@ class Journal:
                     self.entries[self._name(entry)] = entry
             except (ValueError, KeyError, TypeError):
                 raise ValueError(f"{path}, line {number + 1}, is damaged; repair or remove it.") from None
-            if number == 0 and entry != made_with:
+            if number == 0 and entry != header:
                 raise ValueError(
-                    f"{path} was made with {entry}, not {made_with}; go on with the same settings or choose another "
+                    f"{path} was made with {entry}, not {header}; go on with the same settings or choose another "
                     "folder or name."
                 )
 

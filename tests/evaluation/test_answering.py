@@ -30,7 +30,7 @@ from deltavlm_hf.evaluation import (
     predict,
     write_report,
 )
-from deltavlm_hf.evaluation.answering import alone, identify
+from deltavlm_hf.evaluation.answering import identify, lock_folder
 from deltavlm_hf.inference import answer
 from deltavlm_hf.inference.loading import load_model
 
@@ -268,7 +268,7 @@ class TestAlone:
     def test_a_killed_run_is_no_run(self, model, processor, rows, tmp_path):
         process = os.fork()
         if not process:
-            with alone(tmp_path):
+            with lock_folder(tmp_path):
                 os.kill(os.getpid(), signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         assert os.WTERMSIG(status) == signal.SIGKILL

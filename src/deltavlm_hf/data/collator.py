@@ -7,6 +7,7 @@ import torch
 from transformers import BatchFeature
 
 from ..processing import DeltaVLMProcessor
+from .rows import turns_of
 
 
 class VisionStates(Protocol):
@@ -42,7 +43,7 @@ class PairCollator:
         Returns:
             `BatchFeature`: `pixel_values` `(B, 2, 3, H, W)`, `input_ids`, `labels` and what else the model takes.
         """
-        turns = [[(turn["question"], turn["answer"]) for turn in row["turns"]] for row in rows]
+        turns = list(map(turns_of, rows))
         cached = self.vision_cache is not None
         batch = self.processor(
             images=None if cached else [(row["before"], row["after"]) for row in rows],

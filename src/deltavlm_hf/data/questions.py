@@ -223,9 +223,9 @@ def make_turns(
     if task not in TASKS:
         raise ValueError(f"Unknown task {task!r}, expected one of {', '.join(TASKS)}.")
     if task == "open":
-        return (_open_question(_known(facts, task), rng),)
+        return (_open_question(_require_facts(facts, task), rng),)
     if task == "dialogue":
-        facts = _known(facts, task)
+        facts = _require_facts(facts, task)
         details = max(captions, key=len) if captions else describe_in_detail(facts)
         answers = (_yes_no(_changed(facts, captions, task)), format_count(facts), details)
         return tuple(zip((INSTRUCTIONS["binary"], *FOLLOW_UPS), answers, strict=True))
@@ -233,23 +233,23 @@ def make_turns(
     if rng.random() < paraphrase:
         question = PARAPHRASES[task][rng.integers(len(PARAPHRASES[task]))]
     if task == "caption":
-        captions = captions or captions_of(_known(facts, task))
+        captions = captions or captions_of(_require_facts(facts, task))
         answer = captions[int(rng.integers(len(captions)))]
     elif task == "binary":
         answer = _yes_no(_changed(facts, captions, task))
     else:
-        answer = (format_count if task == "count" else format_grid)(_known(facts, task))
+        answer = (format_count if task == "count" else format_grid)(_require_facts(facts, task))
     return ((question, answer),)
 
 
-def _known(facts: Facts | None, task: str) -> Facts:
+def _require_facts(facts: Facts | None, task: str) -> Facts:
     if facts is None:
         raise ValueError(f"Task {task!r} needs a change mask{' or captions' * (task in ('caption', 'binary'))}.")
     return facts
 
 
 def _changed(facts: Facts | None, captions: Sequence[str], task: str) -> bool:
-    return says_change(captions) if captions else _known(facts, task).changed
+    return says_change(captions) if captions else _require_facts(facts, task).changed
 
 
 def name_task(turns: Turns) -> str:

@@ -45,6 +45,11 @@ def to_row(record: Record, before, after) -> dict:
     }
 
 
+def turns_of(row: dict) -> list[tuple[str, str]]:
+    """A row's questions with their answers, as the processor takes them for `history`."""
+    return [(turn["question"], turn["answer"]) for turn in row["turns"]]
+
+
 def unroll(record: Record) -> Iterator[Record]:
     """A dialogue as one record for each of its turns, each with the turns before; any other record as it is."""
     if len(record.turns) == 1:

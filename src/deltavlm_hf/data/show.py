@@ -16,7 +16,7 @@ from ..processing.reading import READING_ERRORS, read_image
 from .changechat import load_changechat
 from .generated import load_generated
 from .questions import TASKS
-from .rows import as_seen, undecoded
+from .rows import as_seen, turns_of, undecoded
 from .rules import BUILDING, ROAD, load_mask
 
 COLOURS = {"road": (ROAD, (255, 200, 0)), "building": (BUILDING, (255, 0, 60))}
@@ -105,9 +105,9 @@ def _article(row: dict) -> str:
     if row.get("mask") is not None:
         legend = " ".join(f'<b class="{kind}">{kind}</b>' for kind in COLOURS)
         figures.append(figure(f"changes: {legend}", row["after"], row["mask"]))
-    texts = [(turn["question"], [turn["answer"]]) for turn in row["turns"]]
+    texts = [(question, [answer]) for question, answer in turns_of(row)]
     if len(row["captions"]) > 1:
-        texts = [(row["turns"][0]["question"], row["captions"])]
+        texts = [(texts[0][0], row["captions"])]
     turns = "".join(
         f"<dt>{html.escape(question)}</dt>" + "".join(f"<dd>{html.escape(answer)}</dd>" for answer in answers)
         for question, answers in texts

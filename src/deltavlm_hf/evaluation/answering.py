@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils.hub import resolve_revision
 
-from ..data.rows import undecoded
+from ..data.rows import turns_of, undecoded
 from ..inference import answer, encode
 from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration
@@ -99,7 +99,7 @@ def process_state() -> PartialState:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """
     While this run, all of its processes together, is the only one that answers into a folder.
 
@@ -145,7 +145,7 @@ def predict(
     answerer: Answerer,
     rows: datasets.Dataset,
     folder: str | Path,
-    made_with: dict[str, Any],
+    settings: dict[str, Any],
     *,
     batch_size: int = 8,
     own_history: bool = True,
@@ -162,7 +162,7 @@ def predict(
         answerer ([`Answerer`]): the model or baseline.
         rows (`Dataset`): see [`load_changechat`], not unrolled.
         folder (`str` or `Path`): where predictions go.
-        made_with (`dict`): what names the run; a folder with predictions of another is refused.
+        settings (`dict`): what names the run; a folder with predictions of another is refused.
         batch_size (`int`, *optional*, defaults to 8): pairs encoded at once, and questions asked at once.
         own_history (`bool`, *optional*, defaults to `True`): put the model's own earlier answers before the next
             question of a dialogue, not the right ones.
@@ -177,27 +177,27 @@ def predict(
         ValueError: if the folder has predictions of something else.
         BlockingIOError: if another run is answering into the folder.
     """
-    with alone(Path(folder)):
-        return _predict(answerer, rows, Path(folder), made_with, batch_size, own_history, verbatim_questions)
+    with lock_folder(Path(folder)):
+        return _predict(answerer, rows, Path(folder), settings, batch_size, own_history, verbatim_questions)
 
 
 def _predict(
     answerer: Answerer,
     rows: datasets.Dataset,
     folder: Path,
-    made_with: dict[str, Any],
+    settings: dict[str, Any],
     batch_size: int,
     own_history: bool,
     verbatim_questions: bool,
 ) -> list[dict[str, Any]]:
     state = process_state()
     form = {"own_history": own_history, "verbatim_questions": verbatim_questions}
-    made_with = {**made_with, "rows": digest_rows(rows), **form}
-    before = _read(folder, made_with)
+    settings = {**settings, "rows": digest_rows(rows), **form}
+    before = _read(folder, settings)
     if before and state.is_main_process:
         logger.warning("%d answers are taken from an earlier run: %s", len(before), folder)
     state.wait_for_everyone()
-    journal = Journal(folder / f"predictions.{state.process_index}.jsonl", made_with, _KEY)
+    journal = Journal(folder / f"predictions.{state.process_index}.jsonl", settings, _KEY)
 
     rows = undecoded(rows.with_format(None))
     chunks = list(_chunks(_group(rows), batch_size))
@@ -215,15 +215,15 @@ def _predict(
                 journal.append(entry)
                 bar.update()
     state.wait_for_everyone()
-    found = _read(folder, made_with)
+    found = _read(folder, settings)
     return [found[index] for index in range(len(rows))]
 
 
-def _read(folder: Path, made_with: dict[str, Any]) -> dict[int, dict]:
+def _read(folder: Path, settings: dict[str, Any]) -> dict[int, dict]:
     """What all processes of all runs have written; an answer goes before an error."""
     entries: dict[int, dict] = {}
     for path in sorted(folder.glob("predictions.*.jsonl")):
-        for (index,), entry in Journal(path, made_with, _KEY).entries.items():
+        for (index,), entry in Journal(path, settings, _KEY).entries.items():
             if "answers" in entry or index not in entries:
                 entries[index] = entry
     return entries
@@ -280,18 +280,19 @@ def _answer_chunk(
         except READING_ERRORS as error:
             errors.update(dict.fromkeys(pair, f"{type(error).__name__}: {error}"))
     records = {index: rows[index] for pair in pairs for index in pair}
+    turns = {index: turns_of(row) for index, row in records.items()}
     answers: dict[int, list[str]] = {index: [] for index in which}
     encoded = answerer.encode(images) if images else None
-    for turn in range(max((len(records[index]["turns"]) for index in which), default=0)):
-        asked = [index for index in which if index not in errors and len(records[index]["turns"]) > turn]
-        asked.sort(key=lambda index: _length(records[index], turn))  # of like length: less padding
+    for turn in range(max((len(turns[index]) for index in which), default=0)):
+        asked = [index for index in which if index not in errors and len(turns[index]) > turn]
+        asked.sort(key=lambda index: _prompt_length(turns[index], turn))  # of like length: less padding
         for start in range(0, len(asked), batch_size):
             batch = asked[start : start + batch_size]
-            questions = [records[index]["turns"][turn]["question"] for index in batch]
-            histories = [_history(records[index], answers[index], turn, **form) for index in batch]
+            questions = [turns[index][turn][0] for index in batch]
+            histories = [_history(turns[index], answers[index], turn, **form) for index in batch]
             try:
-                said = answerer.answer(encoded, [which[index] for index in batch], questions, histories)
-                for index, text in zip(batch, said, strict=True):
+                texts = answerer.answer(encoded, [which[index] for index in batch], questions, histories)
+                for index, text in zip(batch, texts, strict=True):
                     answers[index].append(text)
             except Exception:  # find out which of them it was
                 for index, question, history in zip(batch, questions, histories, strict=True):
@@ -305,16 +306,15 @@ def _answer_chunk(
 
 
 def _history(
-    row: dict, answers: list[str], turn: int, own_history: bool, verbatim_questions: bool
+    turns: list[Turn], answers: list[str], turn: int, own_history: bool, verbatim_questions: bool
 ) -> list[Turn] | None:
-    if verbatim_questions and len(row["turns"]) == 1:
+    if verbatim_questions and len(turns) == 1:
         return None
-    right = [each["answer"] for each in row["turns"][:turn]]
-    questions = [each["question"] for each in row["turns"][:turn]]
-    return list(zip(questions, answers if own_history else right, strict=True))
+    if not own_history:
+        return turns[:turn]
+    return [(question, answer) for (question, _), answer in zip(turns[:turn], answers, strict=True)]
 
 
-def _length(row: dict, turn: int) -> int:
-    return sum(len(each["question"]) + len(each["answer"]) for each in row["turns"][:turn]) + len(
-        row["turns"][turn]["question"]
-    )
+def _prompt_length(turns: list[Turn], turn: int) -> int:
+    """Characters up to a turn's question; of the turns before it, right answers stand for the model's own."""
+    return sum(len(question) + len(answer) for question, answer in turns[:turn]) + len(turns[turn][0])

@@ -200,11 +200,11 @@ def _meteor(process: int) -> Meteor:
     return Meteor()
 
 
-def _score_meteor(right: dict, said: dict) -> tuple[float, list[float]]:
+def _score_meteor(targets: dict, candidates: dict) -> tuple[float, list[float]]:
     """Starts Java anew, once, if it has died."""
     meteor = _meteor(os.getpid())
     try:
-        return meteor.compute_score(right, said)
+        return meteor.compute_score(targets, candidates)
     except BaseException as error:
         meteor.meteor_p.kill()
         with suppress(OSError):
@@ -214,16 +214,16 @@ def _score_meteor(right: dict, said: dict) -> tuple[float, list[float]]:
         _meteor.cache_clear()
         if not isinstance(error, (OSError, ValueError)):  # those are a broken pipe, or no more lines
             raise
-    return _meteor(os.getpid()).compute_score(right, said)
+    return _meteor(os.getpid()).compute_score(targets, candidates)
 
 
 def _score(predictions: list[str], references: list[list[str]]) -> CaptionScores:
-    said = {index: [text] for index, text in enumerate(predictions)}
-    right = dict(enumerate(references))
-    bleu, each_bleu = Bleu(4).compute_score(right, said, verbose=0)
-    rouge, each_rouge = Rouge().compute_score(right, said)
+    candidates = {index: [text] for index, text in enumerate(predictions)}
+    targets = dict(enumerate(references))
+    bleu, each_bleu = Bleu(4).compute_score(targets, candidates, verbose=0)
+    rouge, each_rouge = Rouge().compute_score(targets, candidates)
     if any(text for texts in references for text in texts):
-        cider, each_cider = Cider().compute_score(right, said)
+        cider, each_cider = Cider().compute_score(targets, candidates)
     else:  # no word to weigh
         cider, each_cider = 0.0, [0.0] * len(predictions)
     overall = {**dict(zip(SCORES, map(float, bleu), strict=False)), "METEOR": None}
@@ -231,7 +231,7 @@ def _score(predictions: list[str], references: list[list[str]]) -> CaptionScores
     each = {name: list(map(float, values)) for name, values in zip(SCORES, each_bleu, strict=False)}
     each |= {"ROUGE-L": list(map(float, each_rouge)), "CIDEr": list(map(float, each_cider))}
     if has_java("METEOR is left out"):
-        overall["METEOR"], each["METEOR"] = _score_meteor(right, said)
+        overall["METEOR"], each["METEOR"] = _score_meteor(targets, candidates)
     return CaptionScores({name: overall[name] for name in SCORES}, each)
 
 

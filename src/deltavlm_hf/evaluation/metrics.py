@@ -31,11 +31,14 @@ def score_yes_no(predictions: Sequence[bool | None], truths: Sequence[bool]) -> 
         ValueError: if the two differ in length or are empty.
     """
     _check(predictions, truths)
-    for said in (*predictions, *truths):
-        if not (said is None or isinstance(said, bool | np.bool_)):
-            raise ValueError(f"Expected True or False, or None for what could not be read; got {said!r}.")
-    pairs = [(not truth if said is None else said, truth) for said, truth in zip(predictions, truths, strict=True)]
-    outcomes = ((True, True), (True, False), (False, True), (False, False))  # what was said, what is true
+    for value in (*predictions, *truths):
+        if not (value is None or isinstance(value, bool | np.bool_)):
+            raise ValueError(f"Expected True or False, or None for what could not be read; got {value!r}.")
+    pairs = [
+        (not truth if prediction is None else prediction, truth)
+        for prediction, truth in zip(predictions, truths, strict=True)
+    ]
+    outcomes = ((True, True), (True, False), (False, True), (False, False))  # prediction, truth
     found, alarms, missed, rejected = map(pairs.count, outcomes)
     precision, recall = _ratio(found, found + alarms), _ratio(found, found + missed)
     return {
@@ -48,7 +51,7 @@ def score_yes_no(predictions: Sequence[bool | None], truths: Sequence[bool]) -> 
         "false_positives": alarms,
         "false_negatives": missed,
         "true_negatives": rejected,
-        "unparsed": sum(said is None for said in predictions),
+        "unparsed": sum(prediction is None for prediction in predictions),
         "samples": len(pairs),
     }
 
@@ -70,12 +73,14 @@ def score_counts(predictions: Sequence[int | None], truths: Sequence[int]) -> di
         ValueError: if the two differ in length or are empty.
     """
     _check(predictions, truths)
-    errors = np.array([(said or 0) - truth for said, truth in zip(predictions, truths, strict=True)], float)
+    errors = np.array(
+        [(prediction or 0) - truth for prediction, truth in zip(predictions, truths, strict=True)], float
+    )
     return {
         "mae": float(np.abs(errors).mean()),
         "rmse": float(np.sqrt(np.square(errors).mean())),
-        "exact": float(np.mean([said == truth for said, truth in zip(predictions, truths, strict=True)])),
-        "unparsed": sum(said is None for said in predictions),
+        "exact": float(np.mean([prediction == truth for prediction, truth in zip(predictions, truths, strict=True)])),
+        "unparsed": sum(prediction is None for prediction in predictions),
         "samples": len(errors),
     }
 
@@ -102,25 +107,25 @@ def score_grids(predictions: Sequence[np.ndarray | None], truths: Sequence[np.nd
     """
     _check(predictions, truths)
     truth = np.array([np.asarray(cells, bool) for cells in truths])  # (n, 9)
-    said = np.array(
+    prediction = np.array(
         [~right if cells is None else np.asarray(cells, bool) for cells, right in zip(predictions, truth, strict=True)]
     )
-    if truth.shape[1:] != (9,) or said.shape != truth.shape:
-        raise ValueError(f"Expected 9 cells for each pair, got shapes {said.shape} and {truth.shape}.")
-    hits = int((said & truth).sum())
-    precision, recall = _ratio(hits, int(said.sum())), _ratio(hits, int(truth.sum()))
-    both, either = (said & truth).sum(1), (said | truth).sum(1)
+    if truth.shape[1:] != (9,) or prediction.shape != truth.shape:
+        raise ValueError(f"Expected 9 cells for each pair, got shapes {prediction.shape} and {truth.shape}.")
+    hits = int((prediction & truth).sum())
+    precision, recall = _ratio(hits, int(prediction.sum())), _ratio(hits, int(truth.sum()))
+    both, either = (prediction & truth).sum(1), (prediction | truth).sum(1)
     jaccard = both / np.maximum(either, 1)
     return {
-        "hamming": float((said != truth).mean()),
+        "hamming": float((prediction != truth).mean()),
         "precision": precision,
         "recall": recall,
         "f1": _f_score(precision, recall, 1.0),
         "jaccard": float(jaccard.mean()),
         "jaccard_empty_is_1": float(np.where(either == 0, 1.0, jaccard).mean()),
-        "subset_accuracy": float((said == truth).all(1).mean()),
-        "misses": (truth & ~said).sum(0).tolist(),
-        "false_alarms": (said & ~truth).sum(0).tolist(),
+        "subset_accuracy": float((prediction == truth).all(1).mean()),
+        "misses": (truth & ~prediction).sum(0).tolist(),
+        "false_alarms": (prediction & ~truth).sum(0).tolist(),
         "unparsed": sum(cells is None for cells in predictions),
         "samples": len(truth),
     }

@@ -10,7 +10,7 @@ import datasets
 from ..data import TASKS, load_changechat, load_generated
 from ..data.build import read_captions
 from ..inference.loading import load_model
-from .answering import ModelAnswerer, alone, digest_rows, identify, predict, process_state
+from .answering import ModelAnswerer, digest_rows, identify, lock_folder, predict, process_state
 from .baselines import BASELINES, make_baseline
 from .captions import Protocol, has_java, make_vocabulary
 from .published import published_tasks
@@ -181,7 +181,7 @@ def _predict(
 ) -> list[dict[str, Any]]:
     """The answers of the model or of a baseline."""
     folder = Path(run.output) / "predictions" / Path(name).name
-    with alone(folder):  # before the model is loaded, which takes its time
+    with lock_folder(folder):  # before the model is loaded, which takes its time
         if name in BASELINES:
             answerer: Any = make_baseline(name, training)
             made_of: Any = None if training is None else digest_rows(training)

@@ -84,10 +84,12 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
     return bootstrap_interval(lambda chosen: float(array[chosen].mean()), len(array))
 
 
-def _resampled(score: Callable[[list, list], dict], said: list, truths: list, name: str) -> tuple[float, float]:
+def _resampled(score: Callable[[list, list], dict], predictions: list, truths: list, name: str) -> tuple[float, float]:
     """Of a figure that is no mean over samples."""
     return bootstrap_interval(
-        lambda chosen: score([said[i] for i in chosen], [truths[i] for i in chosen])[name], len(said), resamples=400
+        lambda chosen: score([predictions[i] for i in chosen], [truths[i] for i in chosen])[name],
+        len(predictions),
+        resamples=400,
     )
 
 
@@ -98,63 +100,67 @@ def unreadable(case: Case) -> bool:
 
 
 def _readable(cases: list[Case], task: str) -> tuple[list[Case], list, list]:
-    """Cases with a right answer that can be read, those answers, and what was said."""
+    """Cases with a right answer that can be read, those answers, and the predicted ones."""
     truths = [_READ[task](case.row["turns"][0]["answer"]) for case in cases]
     kept = [(case, truth) for case, truth in zip(cases, truths, strict=True) if truth is not None]
-    said = [_READ[task](case.answers[0]) for case, _ in kept]
-    return [case for case, _ in kept], [truth for _, truth in kept], said
+    predictions = [_READ[task](case.answers[0]) for case, _ in kept]
+    return [case for case, _ in kept], [truth for _, truth in kept], predictions
 
 
 def _binary(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dict:
-    kept, truths, said = _readable(cases, "binary")
+    kept, truths, predictions = _readable(cases, "binary")
     result: dict[str, Any] = {"samples": len(kept), "unreadable_truths": len(cases) - len(kept)}
     if not kept:
         return result
-    result |= score_yes_no(said, truths)
-    for case, one, truth in zip(kept, said, truths, strict=True):
-        case.score = float(one == truth)
+    result |= score_yes_no(predictions, truths)
+    for case, predicted, truth in zip(kept, predictions, truths, strict=True):
+        case.score = float(predicted == truth)
     if intervals:
-        result["intervals"] = {name: _resampled(score_yes_no, said, truths, name) for name in ("accuracy", "f1")}
+        result["intervals"] = {
+            name: _resampled(score_yes_no, predictions, truths, name) for name in ("accuracy", "f1")
+        }
     return result
 
 
 def _count(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dict:
-    kept, truths, said = _readable(cases, "count")
+    kept, truths, predictions = _readable(cases, "count")
     result: dict[str, Any] = {"samples": len(kept), "unreadable_truths": len(cases) - len(kept)}
     if not kept:
         return result
     for number, name in enumerate(_CLASSES):
-        numbers = [None if one is None else one[number] for one in said]
+        numbers = [None if predicted is None else predicted[number] for predicted in predictions]
         right = [truth[number] for truth in truths]
         result[name] = score_counts(numbers, right)
-        result[name]["pairs"] = [[truth, one] for truth, one in zip(right, numbers, strict=True)]
+        result[name]["pairs"] = [[truth, predicted] for truth, predicted in zip(right, numbers, strict=True)]
         if intervals:
-            errors = [abs((one or 0) - truth) for one, truth in zip(numbers, right, strict=True)]
+            errors = [abs((predicted or 0) - truth) for predicted, truth in zip(numbers, right, strict=True)]
             result[name]["intervals"] = {
                 "mae": _interval(errors),
-                "exact": _interval([one == truth for one, truth in zip(numbers, right, strict=True)]),
+                "exact": _interval([predicted == truth for predicted, truth in zip(numbers, right, strict=True)]),
             }
-    for case, one, truth in zip(kept, said, truths, strict=True):
-        case.score = 0.0 if one is None else 1 / (1 + abs(one[0] - truth[0]) + abs(one[1] - truth[1]))
+    for case, predicted, truth in zip(kept, predictions, truths, strict=True):
+        case.score = (
+            0.0 if predicted is None else 1 / (1 + abs(predicted[0] - truth[0]) + abs(predicted[1] - truth[1]))
+        )
     return result
 
 
 def _grid(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dict:
-    kept, truths, said = _readable(cases, "grid")
+    kept, truths, predictions = _readable(cases, "grid")
     result: dict[str, Any] = {"samples": len(kept), "unreadable_truths": len(cases) - len(kept)}
     if not kept:
         return result
     for number, name in enumerate(_CLASSES):
-        listed = [None if one is None else one[number] for one in said]
+        listed = [None if predicted is None else predicted[number] for predicted in predictions]
         right = [truth[number] for truth in truths]
         result[name] = score_grids(listed, right)
         if intervals:
             result[name]["intervals"] = {
                 figure: _resampled(score_grids, listed, right, figure) for figure in ("f1", "subset_accuracy")
             }
-    for case, one, truth in zip(kept, said, truths, strict=True):
-        if one is not None:
-            case.score = float(np.mean([one[number] == truth[number] for number in range(2)]))
+    for case, predicted, truth in zip(kept, predictions, truths, strict=True):
+        if predicted is not None:
+            case.score = float(np.mean([predicted[number] == truth[number] for number in range(2)]))
     return result
 
 
@@ -184,8 +190,8 @@ def _caption(cases: list[Case], protocol: Protocol | None, intervals: bool) -> d
     result = _texts(cases, protocol, intervals)
     flags = [case.row["changed"] for case in cases]
     truths = [says_change(case.references) if flag is None else flag for case, flag in zip(cases, flags, strict=True)]
-    said = [says_change([case.answers[-1]]) if case.answers[-1].strip() else None for case in cases]
-    result["yes_no_from_captions"] = score_yes_no(said, truths)
+    predictions = [says_change([case.answers[-1]]) if case.answers[-1].strip() else None for case in cases]
+    result["yes_no_from_captions"] = score_yes_no(predictions, truths)
     return result
 
 

@@ -187,7 +187,7 @@ def _ask_chunk(model, processor, chunk, questions, batch_size, options) -> list[
                 found[pair] = text
             else:
                 answers[pair][question] = text
-    return [what if isinstance(what, Exception) else said for what, said in zip(found, answers, strict=True)]
+    return [each if isinstance(each, Exception) else texts for each, texts in zip(found, answers, strict=True)]
 
 
 def _each(work: Callable[[list], Iterable], items: list) -> list:

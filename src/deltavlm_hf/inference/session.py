@@ -52,7 +52,7 @@ class ChangeSession:
         self.processor = processor
         self.fixed_change_tokens = fixed_change_tokens
         self._change_tokens: ModelOutput | None = None
-        self._read: tuple[torch.Tensor, Cache] | None = None  # ids (L,) with the language model's cache of them
+        self._cached: tuple[torch.Tensor, Cache] | None = None  # ids (L,) with the language model's cache of them
         self._made_by: str | None = None  # the weights of both
         self.history: list[tuple[str, str]] = []
         self.pair_features = encode(model, processor, [(before, after)])
@@ -78,7 +78,7 @@ class ChangeSession:
             generate_kwargs = _without_beams(generate_kwargs, "`stream` shows tokens as they are chosen")
             generate_kwargs["streamer"] = _CallbackStreamer(self.processor, stream)
         if self.fixed_change_tokens:
-            reply = self._go_on(question, **generate_kwargs)
+            reply = self._continue_from_cache(question, **generate_kwargs)
         else:
             (reply,) = self._answer([question], [self.history], **generate_kwargs)
         self.history.append((question, reply))
@@ -102,7 +102,7 @@ class ChangeSession:
         return self.model.explain(pair_features=self.pair_features, **inputs)
 
     @torch.inference_mode()
-    def _go_on(self, question: str, **generate_kwargs) -> str:
+    def _continue_from_cache(self, question: str, **generate_kwargs) -> str:
         """An answer with the first question's change tokens, reading only what the cache does not hold."""
         for name in ("cache_implementation", "past_key_values", "cache", "assistant_model"):
             if generate_kwargs.get(name) is not None:
@@ -113,7 +113,7 @@ class ChangeSession:
         ids = inputs["input_ids"]
         weights = fingerprint(self.model)
         if weights != self._made_by:  # trained since the last turn
-            self._change_tokens = self._read = None
+            self._change_tokens = self._cached = None
             self._made_by = weights
         if self._change_tokens is None:
             self._change_tokens = self.model.get_image_features(
@@ -122,9 +122,9 @@ class ChangeSession:
                 pair_features=self.pair_features,
                 return_dict=True,
             )
-        known, cache = self._known(ids[0])
+        known, cache = self._reuse_cache(ids[0])
         images = {} if known else {"mm_encoder_outputs": {"image": self._change_tokens}}
-        self._read = None  # generation writes into the cache: after an error it is of no use
+        self._cached = None  # generation writes into the cache: after an error it is of no use
         outputs = self.model.generate(
             input_ids=ids,
             attention_mask=inputs["attention_mask"],
@@ -132,14 +132,14 @@ class ChangeSession:
             **images,
             **_with_settings(generate_kwargs, return_dict_in_generate=True),
         )
-        self._read = (outputs.sequences[0], outputs[CACHE])
+        self._cached = (outputs.sequences[0], outputs[CACHE])
         reply = outputs.sequences[:, ids.shape[1] :]
         return self.processor.batch_decode(reply, skip_special_tokens=True)[0].strip()
 
-    def _known(self, ids: torch.Tensor) -> tuple[int, Cache]:
+    def _reuse_cache(self, ids: torch.Tensor) -> tuple[int, Cache]:
         """How many of these ids `(L,)` the cache holds, from the first one on, and the cache cut to them."""
-        if self._read is not None:
-            read, cache = self._read
+        if self._cached is not None:
+            read, cache = self._cached
             most = min(len(read), len(ids) - 1, cache.get_seq_length())
             known = int((read[:most] == ids[:most]).long().cumprod(0).sum())
             if known >= self.model.config.num_query_tokens:

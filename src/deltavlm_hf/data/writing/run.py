@@ -317,7 +317,7 @@ def _records(jobs: list[_Job], written: Journal, facts: Callable[[Pair], Facts |
         pair, task = job.pair, job.task
         entry = written.entries.get(job.key)
         if entry is not None and entry["notes"] == job.digest:
-            turns = tuple((question, answer) for question, answer in entry["turns"])
+            turns = tuple(map(tuple, entry["turns"]))
             changed = pair_changed(pair, None if pair.captions else facts(pair))
             parts = [(turn,) for turn in turns] if task == "open" else [turns]
             for number, part in enumerate(parts):

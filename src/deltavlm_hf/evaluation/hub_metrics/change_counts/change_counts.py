@@ -29,7 +29,7 @@ class ChangeCounts(evaluate.Metric):
         counts = [parse_count(answer) for answer in predictions]
         found = {}
         for number, kind in enumerate(("roads", "buildings")):
-            said = [None if count is None else count[number] for count in counts]
-            scores = score_counts(said, [truth[number] for truth in references])
+            predicted = [None if count is None else count[number] for count in counts]
+            scores = score_counts(predicted, [truth[number] for truth in references])
             found |= {f"{kind} {name}": value for name, value in scores.items()}
         return found

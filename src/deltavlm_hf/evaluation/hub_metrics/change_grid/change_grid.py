@@ -31,7 +31,7 @@ class ChangeGrid(evaluate.Metric):
                 raise ValueError(f"Reference {index} lists no cells: {references[index]!r}.")
         found = {}
         for number, kind in enumerate(("roads", "buildings")):
-            said = [None if cells is None else cells[number] for cells in listed]
-            scores = score_grids(said, [truth[number] for truth in truths])
+            predicted = [None if cells is None else cells[number] for cells in listed]
+            scores = score_grids(predicted, [truth[number] for truth in truths])
             found |= {f"{kind} {name}": value for name, value in scores.items()}
         return found
