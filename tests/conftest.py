@@ -61,6 +61,17 @@ def converted(tmp_path_factory, sources, official_config) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_model():
+    """The model that ships with the package. Tests do not change it."""
+    return AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
+
+
+@pytest.fixture(scope="session")
+def tiny_processor():
+    return AutoProcessor.from_pretrained(deltavlm_hf.tiny())
+
+
+@pytest.fixture(scope="session")
 def model(converted):
     """The converted model. Tests do not change it."""
     return AutoModelForImageTextToText.from_pretrained(converted)

@@ -1,21 +1,13 @@
 """The Auto classes: with the package imported, and in processes that never import it (`trust_remote_code`)."""
 
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
+from processes import run_python
 
 WITH_PACKAGE = "import deltavlm_hf\n"
 WITHOUT_PACKAGE = "import sys\nsys.modules['deltavlm_hf'] = None  # any import of it fails\n"
-
-
-def run(code: str) -> str:
-    """Runs code in a process of its own; returns what it printed."""
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -35,7 +27,7 @@ def test_each_auto_class_alone(order, auto_class, expected, converted):
     if order == "transformers first":
         imports.reverse()
     call = f"loaded = {auto_class}.from_pretrained({str(converted)!r})\nprint(type(loaded).__name__)"
-    assert run("".join(imports) + call) == expected
+    assert run_python("".join(imports) + call) == expected
 
 
 @pytest.mark.parametrize("source", ["deltavlm_hf", "deltavlm_hf.modeling"])
@@ -49,18 +41,18 @@ def test_from_config_without_a_lookup_by_name(source):
     )
     print(type(AutoModel.from_config(config)).__name__)
     """
-    assert run(code) == "DeltaVLMModel"
+    assert run_python(code) == "DeltaVLMModel"
 
 
 def test_classes_without_auto(converted):
     code = (
         f"from deltavlm_hf import DeltaVLMProcessor as P\nprint(type(P.from_pretrained({str(converted)!r})).__name__)"
     )
-    assert run(code) == "DeltaVLMProcessor"
+    assert run_python(code) == "DeltaVLMProcessor"
 
 
 def test_import_is_lazy():
-    modules = run("import sys, deltavlm_hf\nprint('torch' in sys.modules, 'transformers' in sys.modules)")
+    modules = run_python("import sys, deltavlm_hf\nprint('torch' in sys.modules, 'transformers' in sys.modules)")
     assert modules == "False False"
 
 
@@ -91,9 +83,9 @@ print(model.generate(**inputs, max_new_tokens=5).tolist(), type(model).__module_
 
 def test_remote_code_gives_identical_logits(converted, tmp_path):
     local, remote = tmp_path / "local.pt", tmp_path / "remote.pt"
-    here = run(WITH_PACKAGE + FORWARD.format(kwargs={}, folder=str(converted), output=str(local)))
+    here = run_python(WITH_PACKAGE + FORWARD.format(kwargs={}, folder=str(converted), output=str(local)))
     trusted = {"trust_remote_code": True}
-    there = run(WITHOUT_PACKAGE + FORWARD.format(kwargs=trusted, folder=str(converted), output=str(remote)))
+    there = run_python(WITHOUT_PACKAGE + FORWARD.format(kwargs=trusted, folder=str(converted), output=str(remote)))
     assert torch.load(local, weights_only=True).equal(torch.load(remote, weights_only=True))
     assert here.endswith("deltavlm_hf") and there.endswith("transformers_modules")
     assert here.split("]]")[0] == there.split("]]")[0]
@@ -107,9 +99,9 @@ def test_remote_code_saves_a_folder_that_loads_again(converted, tmp_path):
         auto_class.from_pretrained({first!r}, trust_remote_code=True).save_pretrained({second!r})
         auto_class.from_pretrained({second!r}, trust_remote_code=True)
     """
-    run(WITHOUT_PACKAGE + textwrap.dedent(code))
+    run_python(WITHOUT_PACKAGE + textwrap.dedent(code))
     code = f"from transformers import AutoProcessor\nAutoProcessor.from_pretrained({second!r})"
-    run(WITH_PACKAGE + code)
+    run_python(WITH_PACKAGE + code)
 
 
 def test_remote_code_is_never_run_unasked(converted):
@@ -120,4 +112,4 @@ def test_remote_code_is_never_run_unasked(converted):
     except ValueError as error:
         print("trust_remote_code" in str(error))
     """
-    assert run(WITHOUT_PACKAGE + textwrap.dedent(code)) == "True"
+    assert run_python(WITHOUT_PACKAGE + textwrap.dedent(code)) == "True"

@@ -1,16 +1,14 @@
 """Folders that earlier versions saved, made by `make_saved_folder.py`: they load, and compute what they did."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from paths import FIXTURES
+from processes import run_python
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
@@ -103,6 +101,4 @@ def test_small_checkpoints_of_the_first_version(folder, tmp_path, caplog):
 
 
 def test_with_its_own_code(folder, tmp_path):
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run([sys.executable, "-c", CODE, str(folder)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    run_python(CODE, folder, HF_HOME=str(tmp_path / "home"))

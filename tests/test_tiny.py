@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoModelForImageTextToText, pipeline
 
 import deltavlm_hf
 from deltavlm_hf import ChangeSession
@@ -23,27 +23,17 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "train_tiny.py"
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
-
-
-@pytest.fixture(scope="module")
-def tiny_processor():
-    return AutoProcessor.from_pretrained(deltavlm_hf.tiny())
-
-
-@pytest.fixture(scope="module")
 def scenes():
     return [generate_scene(seed) for seed in SEEDS]
 
 
 @pytest.fixture(scope="module")
-def ask(tiny, tiny_processor, scenes):
+def ask(tiny_model, tiny_processor, scenes):
     """Asks one question about all scenes."""
 
     def ask(question: str, history=None) -> list[str]:
         images = [(scene.before, scene.after) for scene in scenes]
-        return answer(tiny, tiny_processor, [question] * len(scenes), history, images)
+        return answer(tiny_model, tiny_processor, [question] * len(scenes), history, images)
 
     return ask
 
@@ -54,8 +44,8 @@ def test_size():
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".jinja"}
 
 
-def test_loads_in_single_precision(tiny):
-    assert tiny.dtype == torch.float32
+def test_loads_in_single_precision(tiny_model):
+    assert tiny_model.dtype == torch.float32
 
 
 @pytest.mark.parametrize("question", [INSTRUCTIONS["binary"], "Has anything changed?"])
@@ -89,17 +79,17 @@ def test_grid(ask, scenes):
         assert 2 * (listed & truth).sum() / (listed.sum() + truth.sum()) >= 0.65
 
 
-def test_conversation(tiny, tiny_processor, scenes):
+def test_conversation(tiny_model, tiny_processor, scenes):
     scene = next(scene for scene in scenes if len(scene.buildings) == 2 and scene.roads == 0)
-    session = ChangeSession(tiny, tiny_processor, scene.before, scene.after)
+    session = ChangeSession(tiny_model, tiny_processor, scene.before, scene.after)
     assert session.ask(INSTRUCTIONS["binary"]) == "yes"
     follow_up = "If changes have occurred, count the number of road and building changes separately."
     assert parse_count(session.ask(follow_up)) is not None
 
 
-def test_any_text_and_any_size_get_an_answer(tiny, tiny_processor):
+def test_any_text_and_any_size_get_an_answer(tiny_model, tiny_processor):
     image = Image.new("L", (333, 77))
-    session = ChangeSession(tiny, tiny_processor, image, image)
+    session = ChangeSession(tiny_model, tiny_processor, image, image)
     for question in ("什么变了?", "", "<image></s>", "where is the new stadium, please?"):
         assert isinstance(session.ask(question, max_new_tokens=10), str)
 

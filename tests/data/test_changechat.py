@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import run_python
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 
 import deltavlm_hf
@@ -263,11 +261,8 @@ def test_memory_does_not_grow_with_records(changechat, tmp_path):
         folder.mkdir()
         many = [{**items[index % len(items)], "id": index} for index in range(number)]
         (folder / "many_train.json").write_text(json.dumps(many))
-        command = [sys.executable, "-c", MEASURE, str(folder), str(changechat / "images"), str(tmp_path / "cache")]
-        environment = {**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        count, peak = map(int, done.stdout.split())
+        places = folder, changechat / "images", tmp_path / "cache"
+        count, peak = map(int, run_python(MEASURE, *places, HF_DATASETS_DISABLE_PROGRESS_BARS="1").split())
         assert count == number
         megabytes.append(peak)
     assert megabytes[1] < megabytes[0] + 25  # the file itself grows by 6 MB, as Python objects by far more

@@ -10,6 +10,7 @@ import evaluate
 import numpy as np
 import pytest
 from paths import SHARED
+from processes import run_python
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
@@ -173,10 +174,9 @@ with multiprocessing.get_context("fork").Pool(1) as pool:
     assert theirs.get() == expected
 print(captions._meteor(os.getpid()).meteor_p.pid)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    pid = int(run_python(code, timeout=120))
     with pytest.raises(ProcessLookupError):
-        os.kill(int(done.stdout), 0)
+        os.kill(pid, 0)
 
 
 def test_which_scores_are_means():
@@ -265,8 +265,7 @@ first = score_captions(["a b"], [["a b a"]], words).overall["METEOR"]
 os.kill(captions._meteor(os.getpid()).meteor_p.pid, 9)
 assert score_captions(["a b"], [["a b a"]], words).overall["METEOR"] == first
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run_python(code, timeout=120)
 
 
 def test_ctrl_c_while_java_works():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from paths import OFFICIAL
+from processes import run_python
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -398,11 +399,7 @@ class TestInstructBlip:
     def test_memory_holds_one_shard_at_a_time(self, tmp_path, make_instructblip):
         """A language model of 0.9 GB in files of 100 MB, through a limit of 32 MB."""
         folder = make_instructblip(hidden_size=1024, intermediate_size=4096, num_hidden_layers=14)
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURED, str(folder), str(tmp_path / "out")], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        before, peak = map(int, done.stdout.split()[-2:])
+        before, peak = map(int, run_python(MEASURED, folder, tmp_path / "out").split()[-2:])
         written = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")) >> 20
         assert written > 800 and peak - before < 250
 

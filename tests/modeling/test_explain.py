@@ -5,21 +5,9 @@ import threading
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import deltavlm_hf
 from deltavlm_hf import ChangeSession
 from deltavlm_hf.data.scenes import generate_scene
-
-
-@pytest.fixture(scope="module")
-def tiny_model():
-    return AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
-
-
-@pytest.fixture(scope="module")
-def tiny_processor():
-    return AutoProcessor.from_pretrained(deltavlm_hf.tiny())
 
 
 def test_shapes_and_sums(model, processor, pairs):

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 import deltavlm_hf
 from deltavlm_hf.data import PairCollator, load_generated
@@ -20,12 +20,8 @@ def base(tmp_path) -> Path:
 
 @pytest.fixture
 def tiny_model():
+    """A fresh one, for training changes it."""
     return AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
-
-
-@pytest.fixture(scope="session")
-def tiny_processor():
-    return AutoProcessor.from_pretrained(deltavlm_hf.tiny())
 
 
 @pytest.fixture(scope="session")

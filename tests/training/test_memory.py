@@ -1,12 +1,10 @@
 """The memory estimate against what a real step of a small model takes."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import run_python
 from transformers import AutoModelForImageTextToText
 
 from deltavlm_hf import DeltaVLMConfig
@@ -87,10 +85,8 @@ def test_estimate_is_what_a_step_takes():
     config = medium_config()
     batch_size, prompt, answer = 16, 96, 32
     sizes = json.dumps([config.to_dict(), batch_size, prompt, answer])
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back at once
-    done = subprocess.run([sys.executable, "-c", STEP, sizes], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    activations, states, gradients, trained, language_model, everything = json.loads(done.stdout)
+    printed = run_python(STEP, sizes, MALLOC_MMAP_THRESHOLD_="65536")  # what is freed is given back at once
+    activations, states, gradients, trained, language_model, everything = json.loads(printed)
     found = estimate_memory(
         config, batch_size=batch_size, prompt_tokens=prompt, answer_tokens=answer, dtype=torch.float32
     )

@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import run_python
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText
 
@@ -66,10 +65,8 @@ def test_a_process_that_never_heard_of_it(tuned, tmp_path):
         f"model = AutoModelForImageTextToText.from_pretrained({str(tmp_path / 'small')!r}, trust_remote_code=True)\n"
         "print(sum(float(weight.double().abs().sum()) for weight in model.state_dict().values()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
     expected = sum(float(weight.double().abs().sum()) for weight in tuned.state_dict().values())
-    assert float(done.stdout) == pytest.approx(expected)
+    assert float(run_python(code)) == pytest.approx(expected)
 
 
 def test_without_its_language_model(tuned, tmp_path):
