@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from .modeling import DeltaVLMForConditionalGeneration
 from .modeling.cache_name import CACHE
-from .modeling.modeling_deltavlm import DeltaVLMExplanation
+from .modeling.explain import DeltaVLMExplanation
 from .modeling.weight_sources import fingerprint
 from .processing import DeltaVLMProcessor
 from .processing.processing_deltavlm import Turn

@@ -12,10 +12,10 @@ tokens of the Q-Former, L tokens of the language model.
 import inspect
 import math
 import os
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,6 +42,7 @@ from transformers.utils.hub import extract_commit_hash
 from .cache_name import CACHE, named_by_transformers
 from .configuration_deltavlm import DeltaVLMConfig
 from .csrm import Concatenation, CrossSemanticRelationMeasuring, current_name
+from .explain import explain
 from .lora import IN_NAMES, lora_settings, make_lora_config, without_adapter
 from .saving import loading, replacing
 from .spatial_codes import sincos_2d
@@ -51,7 +52,6 @@ from .weight_sources import DOWNLOAD, add_missing, fingerprint, open_weights
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[DeltaVLMConfig.model_type] = "DeltaVLMForConditionalGeneration"
 
 _BY_AUTO_CLASSES = {"config", "adapter_kwargs", "trust_remote_code"}  # what they pass beside the caller's arguments
-_EXPLAINING = threading.Lock()
 _MODULE = __name__.rpartition(".")[2]  # this file, as a saved folder's `auto_map` names it
 
 
@@ -81,20 +81,15 @@ class DeltaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-@dataclass
-class DeltaVLMExplanation(ModelOutput):
-    """
-    What [`~DeltaVLMModel.explain`] gives.
-
-    Args:
-        attention (`torch.FloatTensor` of shape `(B, 2, H, W)`): for each question, how much of the Q-Former's
-            cross-attention each pixel of both dates gets; each question's values sum to 1 over both.
-        change (`torch.FloatTensor` of shape `(B, H, W)`): how far the pair features of the two dates lie apart, by
-            Euclidean distance; the same for all questions about a pair.
-    """
-
-    attention: torch.FloatTensor | None = None
-    change: torch.FloatTensor | None = None
+def _form_of_images(**forms: Any) -> str | None:
+    """Which of the arguments that images may come in is given, if any."""
+    given = [name for name, value in forms.items() if value is not None]
+    if len(given) > 1:
+        *others, last = forms
+        raise ValueError(
+            f"Give the images as `{'`, `'.join(others)}` or `{last}`: one of them, got {' and '.join(given)}."
+        )
+    return given[0] if given else None
 
 
 def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -349,6 +344,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
 
     main_input_name = "pixel_values"
     auto_map = {"AutoModel": f"{_MODULE}.DeltaVLMModel"}
+    explain = explain  # a method, in a file of its own
     _keys_to_ignore_on_load_unexpected = [r"^language_model\."]
 
     def __init__(self, config: DeltaVLMConfig):
@@ -374,30 +370,6 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.qformer.set_input_embeddings(value)
 
-    def encode_vision_prefix(self, pixel_values: torch.Tensor, blocks: int) -> torch.Tensor:
-        """
-        The first part of the vision encoder alone, for states that can be kept while the other part trains.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): single images.
-            blocks (`int`): how many blocks.
-
-        Returns:
-            `torch.Tensor` of shape `(B, N, D)`: what enters the block with this number, see `vision_states`.
-        """
-        states = self.vision_model.embeddings(pixel_values)
-        for block in self.vision_model.encoder.layers[:blocks]:
-            states = block(states)
-        return states
-
-    def _encode_vision_rest(self, vision_states: torch.Tensor, blocks: int) -> torch.Tensor:
-        """From states `(B, 2, N, D)` that enter a block to pair features."""
-        states = vision_states.flatten(0, 1).to(self.query_tokens.dtype)  # (B, 2, N, D) -> (2B, N, D)
-        for block in self.vision_model.encoder.layers[blocks:]:
-            states = block(states)
-        size = (self.config.vision_config.image_size,) * 2
-        return self._compare_dates(self.vision_model.post_layernorm(states), *size)
-
     def _encode_pair(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs):
         if pixel_values.ndim != 5 or pixel_values.shape[1:3] != (2, 3):
             raise ValueError(
@@ -416,9 +388,19 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        return vision_outputs, self._compare_dates(vision_outputs.last_hidden_state, *pixel_values.shape[-2:])
+        return vision_outputs, self.compare_dates(vision_outputs.last_hidden_state, *pixel_values.shape[-2:])
 
-    def _compare_dates(self, vision_features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    def compare_dates(self, vision_features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """
+        From vision features to pair features (paper section 3.3): what [`encode_pair`] does after the vision encoder.
+
+        Args:
+            vision_features (`torch.Tensor` of shape `(2B, N, D)`): before and after of the first pair, and so on.
+            height, width (`int`): of the images, in pixels.
+
+        Returns:
+            `torch.Tensor` of shape `(B, 2N, D)`.
+        """
         before, after = vision_features.unflatten(0, (-1, 2)).unbind(1)  # (2B, N, D) -> 2 x (B, N, D)
         pair_features = self.difference(before, after)  # (B, 2N, D)
         if self.config.spatial_position_codes:
@@ -462,8 +444,6 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         qformer_attention_mask: torch.LongTensor | None = None,
         pair_features: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        vision_states: torch.Tensor | None = None,
-        vision_states_block: int = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithVisionQformerOutputs:
         """
@@ -477,9 +457,6 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
                 `pixel_values`, what [`~DeltaVLMModel.encode_pair`] gave; a single pair answers all instructions.
             interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's, and for pair
                 features of such.
-            vision_states (`torch.Tensor` of shape `(B, 2, N, D)`, *optional*): in place of `pixel_values`, for each
-                date what enters the vision block `vision_states_block`, see [`~DeltaVLMModel.encode_vision_prefix`].
-            vision_states_block (`int`, *optional*, defaults to 0).
 
         Returns:
             `BaseModelOutputWithVisionQformerOutputs`: `pooler_output` are the change tokens `(B, Q, d_llm)`,
@@ -487,24 +464,16 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             request, `hidden_states` and `attentions` are the vision encoder's, of `(2B, ...)`: before, after, ...
 
         Raises:
-            ValueError: unless exactly one of `pixel_values`, `pair_features` and `vision_states` is given, without
-                `qformer_input_ids`, if shapes do not go together, or if `pair_features` are of another size or
-                precision or were made with other weights.
+            ValueError: unless one of `pixel_values` and `pair_features` is given, without `qformer_input_ids`, if
+                shapes do not go together, or if `pair_features` are of another size or precision.
         """
-        forms = {"pixel_values": pixel_values, "pair_features": pair_features, "vision_states": vision_states}
-        given = [name for name, value in forms.items() if value is not None]
-        if len(given) != 1:
-            raise ValueError(
-                "Give the images as `pixel_values`, as `pair_features` or as `vision_states`: exactly one, got "
-                f"{' and '.join(given) or 'none'}."
-            )
+        if _form_of_images(pixel_values=pixel_values, pair_features=pair_features) is None:
+            raise ValueError("Give the images, as `pixel_values` or as `pair_features`.")
         if qformer_input_ids is None:
             raise ValueError("`qformer_input_ids` is missing: the Q-Former reads the instruction with the images.")
         _check_ids(qformer_input_ids, self.config.qformer_config.vocab_size, "qformer_tokenizer")
         vision_outputs = None
-        if vision_states is not None:
-            pair_features = self._encode_vision_rest(vision_states, vision_states_block)
-        elif pixel_values is not None:
+        if pixel_values is not None:
             vision_outputs, pair_features = self._encode_pair(pixel_values, interpolate_pos_encoding, **kwargs)
         else:
             self._check_pair_features(pair_features, any_size=interpolate_pos_encoding)
@@ -531,67 +500,6 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             attentions=None if vision_outputs is None else vision_outputs.attentions,
             vision_outputs=vision_outputs,
             qformer_outputs=qformer_outputs,
-        )
-
-    @torch.no_grad()
-    def explain(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        qformer_input_ids: torch.LongTensor | None = None,
-        qformer_attention_mask: torch.LongTensor | None = None,
-        pair_features: torch.Tensor | None = None,
-        **others,
-    ) -> DeltaVLMExplanation:
-        """
-        Where the model looks for each question, and where it sees change: heat maps to lay over the images.
-
-        Attention is what the Q-Former's queries read, averaged over queries, heads and layers, not proof of what an
-        answer rests on. `explain(**inputs)` takes what the processor returned.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(B, 2, 3, H, W)`, *optional*): before and after.
-            qformer_input_ids (`torch.LongTensor` of shape `(B, T)`): the instructions.
-            qformer_attention_mask (`torch.LongTensor` of shape `(B, T)`, *optional*): 0 at padding.
-            pair_features (`torch.Tensor` of shape `(B, 2N, D)` or `(1, 2N, D)`, *optional*): in place of
-                `pixel_values`. Maps then have the model's own image size.
-            others: what the language model reads; not used.
-
-        Returns:
-            [`DeltaVLMExplanation`].
-
-        Raises:
-            ValueError: see [`~DeltaVLMModel.get_image_features`].
-        """
-        size = own = (self.config.vision_config.image_size,) * 2
-        if pixel_values is not None and pair_features is None:
-            size = tuple(pixel_values.shape[-2:])
-            pair_features, pixel_values = self.encode_pair(pixel_values, interpolate_pos_encoding=size != own), None
-        with _EXPLAINING:  # threads would leave each other's implementation behind
-            implementation = self.qformer.config._attn_implementation
-            self.qformer.set_attn_implementation("eager")  # the others keep no weights
-            try:
-                outputs = self.get_image_features(
-                    pixel_values,
-                    qformer_input_ids,
-                    qformer_attention_mask,
-                    pair_features=pair_features,
-                    interpolate_pos_encoding=size != own,
-                    output_attentions=True,
-                    return_dict=True,
-                )
-            finally:
-                self.qformer.set_attn_implementation(implementation)
-        grid = [side // self.config.vision_config.patch_size for side in size]
-        queries = self.config.num_query_tokens
-        layers = [layer[:, :, :queries].mean((1, 2)) for layer in outputs.qformer_outputs.cross_attentions]
-        attention = torch.stack(layers).float().mean(0)  # L x (B, heads, Q, 2N) -> (B, 2N)
-        attention = attention.unflatten(1, (2, -1))[:, :, 1:].unflatten(2, grid)  # without CLS -> (B, 2, h, w)
-        before, after = outputs.last_hidden_state.float().chunk(2, dim=1)
-        change = (after - before)[:, 1:].norm(dim=-1).unflatten(1, grid)  # (B, h, w)
-        attention = nn.functional.interpolate(attention, size, mode="bilinear")
-        return DeltaVLMExplanation(
-            attention=attention / attention.sum((1, 2, 3), keepdim=True),
-            change=nn.functional.interpolate(change.unsqueeze(1), size, mode="bilinear").squeeze(1),
         )
 
     def _check_pair_features(self, pair_features: torch.Tensor, any_size: bool) -> None:
@@ -739,8 +647,6 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         interpolate_pos_encoding: bool = False,
-        vision_states: torch.Tensor | None = None,
-        vision_states_block: int = 0,
         mm_encoder_outputs: dict[str, ModelOutput] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DeltaVLMCausalLMOutputWithPast:
@@ -762,9 +668,6 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
                 these positions. With `labels`, the loss is that of what these predict.
             interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's, and for pair
                 features of such.
-            vision_states (`torch.Tensor` of shape `(B, 2, N, D)`, *optional*): in place of `pixel_values`, for each
-                date what enters the vision block `vision_states_block`, see [`~DeltaVLMModel.encode_vision_prefix`].
-            vision_states_block (`int`, *optional*, defaults to 0).
             mm_encoder_outputs (`dict[str, ModelOutput]`, *optional*): `{"image": get_image_features(...)}`, in place
                 of the images.
             kwargs: for the language model; and `shift_labels` `(B, L)`, in place of `labels`, what each position is
@@ -775,13 +678,11 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the prompt as `input_ids` or as `inputs_embeds`: exactly one of them.")
-        has_images = any(images is not None for images in (pixel_values, pair_features, vision_states))
         features = (mm_encoder_outputs or {}).get("image")
-        if has_images and features is not None:
-            raise ValueError("Give the images as `pixel_values`, `pair_features` or `mm_encoder_outputs`: only one.")
-        if inputs_embeds is not None and (has_images or features is not None):
+        given = _form_of_images(pixel_values=pixel_values, pair_features=pair_features, mm_encoder_outputs=features)
+        if given and inputs_embeds is not None:
             raise ValueError("`inputs_embeds` must hold the change tokens already: give no images beside them.")
-        if has_images:
+        if given in ("pixel_values", "pair_features"):
             captured = {key: kwargs[key] for key in ("output_attentions", "output_hidden_states") if key in kwargs}
             features = self.get_image_features(
                 pixel_values,
@@ -789,8 +690,6 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
                 qformer_attention_mask,
                 pair_features=pair_features,
                 interpolate_pos_encoding=interpolate_pos_encoding,
-                vision_states=vision_states,
-                vision_states_block=vision_states_block,
                 return_dict=True,
                 **captured,
             )
