@@ -235,4 +235,4 @@ def _encode(model: DeltaVLMForConditionalGeneration, pixel_values: torch.Tensor)
         features = [
             model.encode_pair(some.to(model.device, model.dtype)) for some in pixel_values.split(_PAIRS_AT_ONCE)
         ]
-    return torch.cat(features) if len(features) > 1 else features[0]  # which knows the weights that made it
+    return torch.cat(features)
