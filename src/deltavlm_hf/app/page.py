@@ -73,61 +73,9 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
     Returns:
         `gradio.Blocks`: for [`launch`].
     """
-
-    @_in_plain_words()
-    def compare(*uploads: Any):
-        """Both images are there: encodes them once and shows where they differ."""
-        visit = Visit(_paths(uploads, folder))
-        if len(visit.files) == 2:
-            before, after = (_read(path, processor) for path in visit.files)
-            visit.session = ChangeSession(model, processor, before, after)
-            visit.shown = _small(before, after)
-        return visit, visit.shown or None, [], None
-
-    async def converse(question: str, visit: Visit | None):
-        """Streams an answer into the conversation."""
-        with _in_plain_words():
-            if visit is None or visit.session is None:
-                raise _refusal("Give two images first: before and after.")
-            question = _question(question, processor, visit.session.history)
-            visit.stop.clear()
-            messages = [
-                {"role": role, "content": text}
-                for turn in [*visit.session.history, (question, "")]
-                for role, text in zip(("user", "assistant"), turn, strict=True)
-            ]
-            yield "", messages, gr.skip()
-            pieces = stream_answer(visit.session, question, visit.stop)
-            try:
-                while (piece := await anyio.to_thread.run_sync(next, pieces, None)) is not None:
-                    messages[-1]["content"] += piece
-                    yield gr.skip(), messages, gr.skip()
-            finally:  # also when the visitor is gone; it waits for the model, as nothing else should
-                await anyio.to_thread.run_sync(pieces.close)
-            yield gr.skip(), messages, await anyio.to_thread.run_sync(_evidence, visit.session, visit.shown)
-
-    def halt(visit: Visit | None) -> None:
-        """Ends the answer that is being given."""
-        if visit is not None:
-            visit.stop.set()
-
-    @_in_plain_words()
-    def ask_once(before: Any, after: Any, question: Any) -> str:
-        """One question about one pair, without a conversation."""
-        question = _question(question, processor, [])
-        paths = _paths([before, after], folder)
-        if len(paths) < 2:
-            raise _refusal("Give two images: before and after.")
-        images = [[_read(path, processor) for path in paths]]
-        (reply,) = answer(model, processor, [question], histories=[[]], images=images, max_time=MAX_SECONDS)
-        return reply
-
-    async def stay(path: str) -> str:
-        """In place of what gradio does with a file that is named: fetch it, if it is an address."""
-        return path
-
     folder = guard.make_folder()
     examples = _examples(folder)
+    visits = _Visits(model, processor, folder)
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown(f"# {title}\nTwo images of the same place, before and after: ask what changed.")
         visit = gr.State()
@@ -153,21 +101,105 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
         light: dict[str, Any] = {"concurrency_id": "light", "concurrency_limit": 4, "api_visibility": "private"}
         # `preprocess=False`, for gradio would decode an upload, whatever it is.
         for image in pictures:
-            image.async_move_resource_to_block_cache = stay
+            image.async_move_resource_to_block_cache = _stay
             image.change(
-                compare, pictures, [visit, slider, chat, evidence], **work, preprocess=False, api_visibility="private"
+                visits.compare,
+                pictures,
+                [visit, slider, chat, evidence],
+                **work,
+                preprocess=False,
+                api_visibility="private",
             )
         outputs = [question, chat, evidence]
-        question.submit(converse, [question, visit], outputs, **work, api_visibility="private")
-        send.click(converse, [question, visit], outputs, **work, api_visibility="private")
+        question.submit(visits.converse, [question, visit], outputs, **work, api_visibility="private")
+        send.click(visits.converse, [question, visit], outputs, **work, api_visibility="private")
         for button, instruction in zip(tasks, TASKS.values(), strict=True):
-            button.click(converse, [gr.State(instruction), visit], outputs, **work, api_visibility="private")
-        stop.click(halt, visit, **light)
+            button.click(visits.converse, [gr.State(instruction), visit], outputs, **work, api_visibility="private")
+        stop.click(visits.halt, visit, **light)
         scenes.click(lambda number: examples[number], scenes, pictures, **light)
         # For programs; through components, so that paths can only be those of uploaded files.
         once, reply = gr.Button(visible=False), gr.Textbox(visible=False)
-        once.click(ask_once, [*pictures, question], reply, **work, preprocess=False, api_name="ask")
+        once.click(visits.ask_once, [*pictures, question], reply, **work, preprocess=False, api_name="ask")
     return page
+
+
+def _refusal(text: str) -> gr.Error:
+    return gr.Error(text, print_exception=False)
+
+
+@contextmanager
+def _in_plain_words() -> Iterator[None]:
+    """What a visitor is told of errors: ours are said, all others are for the log."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except Exception as error:
+        logger.exception("A visitor's request failed")
+        raise _refusal("Something went wrong here, and has been noted. Try again, or try other images.") from error
+
+
+class _Visits:
+    """What visitors do, for gradio to call."""
+
+    def __init__(self, model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, folder: Path):
+        self.model = model
+        self.processor = processor
+        self.folder = folder
+
+    @_in_plain_words()
+    def compare(self, *uploads: Any):
+        """Both images are there: encodes them once and shows where they differ."""
+        visit = Visit(_paths(uploads, self.folder))
+        if len(visit.files) == 2:
+            before, after = (_read(path, self.processor) for path in visit.files)
+            visit.session = ChangeSession(self.model, self.processor, before, after)
+            visit.shown = _small(before, after)
+        return visit, visit.shown or None, [], None
+
+    async def converse(self, question: str, visit: Visit | None):
+        """Streams an answer into the conversation."""
+        with _in_plain_words():
+            if visit is None or visit.session is None:
+                raise _refusal("Give two images first: before and after.")
+            question = _question(question, self.processor, visit.session.history)
+            visit.stop.clear()
+            messages = [
+                {"role": role, "content": text}
+                for turn in [*visit.session.history, (question, "")]
+                for role, text in zip(("user", "assistant"), turn, strict=True)
+            ]
+            yield "", messages, gr.skip()
+            pieces = stream_answer(visit.session, question, visit.stop)
+            try:
+                while (piece := await anyio.to_thread.run_sync(next, pieces, None)) is not None:
+                    messages[-1]["content"] += piece
+                    yield gr.skip(), messages, gr.skip()
+            finally:  # also when the visitor is gone; it waits for the model, as nothing else should
+                await anyio.to_thread.run_sync(pieces.close)
+            yield gr.skip(), messages, await anyio.to_thread.run_sync(_evidence, visit.session, visit.shown)
+
+    def halt(self, visit: Visit | None) -> None:
+        """Ends the answer that is being given."""
+        if visit is not None:
+            visit.stop.set()
+
+    @_in_plain_words()
+    def ask_once(self, before: Any, after: Any, question: Any) -> str:
+        """One question about one pair, without a conversation."""
+        question = _question(question, self.processor, [])
+        paths = _paths([before, after], self.folder)
+        if len(paths) < 2:
+            raise _refusal("Give two images: before and after.")
+        images = [[_read(path, self.processor) for path in paths]]
+        options: dict[str, Any] = {"histories": [[]], "images": images, "max_time": MAX_SECONDS}
+        (reply,) = answer(self.model, self.processor, [question], **options)
+        return reply
+
+
+async def _stay(path: str) -> str:
+    """In place of what gradio does with a file that is named: fetch it, if it is an address."""
+    return path
 
 
 def launch(page: gr.Blocks, **kwargs: Any) -> None:
@@ -193,22 +225,6 @@ def launch(page: gr.Blocks, **kwargs: Any) -> None:
         app_kwargs={"middleware": [Middleware(Guard, page=page)]},
         **kwargs,
     )
-
-
-def _refusal(text: str) -> gr.Error:
-    return gr.Error(text, print_exception=False)
-
-
-@contextmanager
-def _in_plain_words() -> Iterator[None]:
-    """What a visitor is told of errors: ours are said, all others are for the log."""
-    try:
-        yield
-    except gr.Error:
-        raise
-    except Exception as error:
-        logger.exception("A visitor's request failed")
-        raise _refusal("Something went wrong here, and has been noted. Try again, or try other images.") from error
 
 
 def _paths(uploads: Iterable[Any], folder: Path) -> list[str]:
