@@ -37,7 +37,9 @@ def add(subparsers) -> None:
     add_argument("--load-in-4bit", action="store_true", help="quantise the language model (bitsandbytes)")
     add_argument("--max-new-tokens", type=positive_integer, metavar="N", help="default: the model's own")
     add_argument("--num-beams", type=positive_integer, metavar="N", help="default: the model's own")
-    add_argument("--right-history", action="store_true", help="put right answers before a dialogue's next question")
+    add_argument(
+        "--right-history", action="store_true", help="put right answers before the next question of a dialogue"
+    )
     add_argument(
         "--verbatim-questions",
         action="store_true",

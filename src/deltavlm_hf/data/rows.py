@@ -59,6 +59,11 @@ def unroll(record: Record) -> Iterator[Record]:
             yield replace(record, id=f"{record.id}.{number}", turns=record.turns[:number])
 
 
+def first_rows(rows: datasets.Dataset, number: int | None) -> datasets.Dataset:
+    """As many rows as there are, or as are asked for."""
+    return rows if number is None else rows.select(range(min(number, len(rows))))
+
+
 def undecoded(rows):
     """The same data set with images as `datasets` has them before decoding: looking at a row cannot fail."""
     for column, feature in rows.features.items():

@@ -16,7 +16,7 @@ from ..processing.reading import READING_ERRORS, read_image
 from .changechat import load_changechat
 from .generated import load_generated
 from .questions import TASKS
-from .rows import as_seen, turns_of, undecoded
+from .rows import as_seen, first_rows, turns_of, undecoded
 from .rules import BUILDING, ROAD, load_mask
 
 COLOURS = {"road": (ROAD, (255, 200, 0)), "building": (BUILDING, (255, 0, 60))}
@@ -71,7 +71,7 @@ def choose_rows(
         rows = load_generated(-(-number // len(tasks)), seed, tasks=tasks, masks=True, streaming=True)
         return rows.take(number), f"Generated scenes, seeds from {seed}"
     rows = load_changechat(source, images, split=split, tasks=tasks, masks=True, revision=revision)
-    return rows.shuffle(seed=seed).select(range(min(number, len(rows)))), f"{source}: {split}"
+    return first_rows(rows.shuffle(seed=seed), number), f"{source}: {split}"
 
 
 def write_sheet(rows: Iterable[dict], path: str | Path, title: str = "Records") -> int:

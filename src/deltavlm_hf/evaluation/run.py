@@ -9,6 +9,7 @@ import datasets
 
 from ..data import TASKS, load_changechat, load_generated
 from ..data.build import read_captions
+from ..data.rows import first_rows
 from ..inference.loading import load_model
 from .answering import ModelAnswerer, digest_rows, identify, lock_folder, predict, process_state
 from .baselines import BASELINES, make_baseline
@@ -90,7 +91,7 @@ class EvaluationRun:
             rows = load_generated(self.pairs, self.seed, tasks=self.tasks)
             if learns:
                 training = load_generated(self.pairs, self.seed + self.pairs)
-        return rows.select(range(min(self.limit or len(rows), len(rows)))), training
+        return first_rows(rows, self.limit), training
 
     @property
     def generate_kwargs(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..data import TASKS, load_changechat, load_generated
 from ..data.questions import check_tasks
+from ..data.rows import first_rows
 from ..files import write_text
 from ..inference.loading import find_source
 from ..modeling.lora import make_lora_config
@@ -81,7 +82,7 @@ class DataConfig:
         else:
             pairs = self.validation_pairs if validation else self.pairs
             rows = load_generated(pairs, self.seed + self.pairs * validation, tasks=self.tasks, unroll=unroll)
-        return rows.select(range(min(self.limit or len(rows), len(rows))))
+        return first_rows(rows, self.limit)
 
 
 @dataclass
@@ -193,8 +194,7 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
     if run.validate_answers:
         from ..evaluation.callback import AnswerMetrics
 
-        whole = run.data.load(validation=True, unroll=False)
-        whole = whole.select(range(min(run.validate_answers, len(whole))))
+        whole = first_rows(run.data.load(validation=True, unroll=False), run.validate_answers)
         callbacks.append(AnswerMetrics(processor, whole))
     trainer = DeltaVLMTrainer(
         model,
