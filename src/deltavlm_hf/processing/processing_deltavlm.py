@@ -11,6 +11,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Text
 from transformers.tokenization_utils_base import AddedToken
 from transformers.utils import PROCESSOR_NAME
 
+from .chat_template import check_chat_template, render_chat
 from .image_processing_deltavlm import DeltaVLMImageProcessor
 from .saving import loading, replacing  # a link to that of the model: each folder's files travel alone
 
@@ -35,6 +36,8 @@ CHAT_TEMPLATE = """\
         {%- for block in message['content'] if block['type'] == 'text' %}{{ block['text'] }}{% endfor -%}
     {%- endif -%}
 {%- endfor -%}"""
+
+_GOES_ON = "THE FINAL MESSAGE GOES ON "  # the space tells whether a template trims texts
 
 Turn = tuple[str, str]
 
@@ -90,6 +93,19 @@ def _read_chat(messages: Any) -> tuple[list, str, list[Turn], str | None]:
     answer = texts.pop() if len(texts) % 2 == 0 else None
     question = texts.pop()
     return images, question, list(zip(texts[::2], texts[1::2], strict=True)), answer
+
+
+def _goes_on(message: dict) -> dict:
+    """A message with a mark at the end of its text."""
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": content + _GOES_ON}
+    last = max((index for index, block in enumerate(content) if block["type"] == "text"), default=None)
+    if last is None:
+        raise ValueError("`continue_final_message`: the final message has no text to go on with.")
+    blocks = list(content)
+    blocks[last] = {**blocks[last], "text": blocks[last]["text"] + _GOES_ON}
+    return {**message, "content": blocks}
 
 
 def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
@@ -177,7 +193,8 @@ class DeltaVLMProcessor(ProcessorMixin):
                 tokenizer = getattr(processor, name)
                 if set(tokenizer.get_vocab().values()) <= tokenizer.added_tokens_decoder.keys():
                     raise ValueError(f"the vocabulary of `{name}` is missing")  # transformers goes on without
-            processor(text="", history=[("", "")])  # whether tokenizers and chat template can be used at all
+            check_chat_template(processor.chat_template)
+            processor(text="")  # whether the tokenizers can be used at all
             return processor
         except (OSError, ImportError, MemoryError):
             raise
@@ -371,7 +388,27 @@ class DeltaVLMProcessor(ProcessorMixin):
             if not is_pair or not all(isinstance(text, str) for text in turn):
                 raise ValueError(f"`history` must hold (question, answer) pairs, got {turn!r:.80}.")
             messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-        return super().apply_chat_template([*messages, {"role": "user", "content": question}])
+        return self._render([*messages, {"role": "user", "content": question}])
+
+    def _render(
+        self, messages: list[dict], template: str | None = None, continue_final_message: bool = False, **variables
+    ) -> str:
+        """The text that the chat template makes of messages, as the base class would, but within bounds."""
+        known = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        template = known.get(template or "default", template)
+        if template is None:
+            raise ValueError(f"No chat template is the default: name one of {', '.join(map(repr, known))}.")
+        ((messages,), _) = self._normalize_conversations(messages)
+        if continue_final_message:
+            messages[-1] = _goes_on(messages[-1])
+        variables = {"add_generation_prompt": False, **self.tokenizer.special_tokens_map, **variables}
+        prompt = render_chat(template, messages, **variables)
+        if not continue_final_message:
+            return prompt
+        kept, found, rest = prompt.rpartition(_GOES_ON.strip())
+        if not found:
+            raise ValueError("`continue_final_message`: the chat template leaves the final message out.")
+        return kept if rest.startswith(" ") else kept.rstrip()
 
     def apply_chat_template(
         self,
@@ -391,7 +428,7 @@ class DeltaVLMProcessor(ProcessorMixin):
         Args:
             conversation: messages `{"role": "user" | "assistant", "content": text or blocks}` that take turns,
                 beginning with the user. A chat holds two images, before and after, or none.
-            chat_template (`str`, *optional*): only without `tokenize`, see [`ProcessorMixin.apply_chat_template`].
+            chat_template (`str`, *optional*): only without `tokenize`: another template, or the name of one.
             add_generation_prompt (`bool`, *optional*): that an answer is to follow, for which the prompt needs nothing
                 more. Not after an assistant message.
             continue_final_message (`bool`, *optional*): whether a final assistant message is the beginning of the
@@ -426,9 +463,11 @@ class DeltaVLMProcessor(ProcessorMixin):
         if continue_final_message and (None in answers or continue_final_message not in (True, "content")):
             raise ValueError("`continue_final_message=True` needs a chat that ends with an assistant's message.")
         if not tokenize:
+            if kwargs.pop("sanitize_control_tokens", None):
+                raise ValueError("`sanitize_control_tokens` needs `tokenize=True`, where it is always done.")
             kwargs.update(add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message)
-            kwargs.update(processor_kwargs=processor_kwargs, return_tensors=return_tensors)
-            return super().apply_chat_template(conversation, chat_template=chat_template, **kwargs)
+            prompts = [self._render(chat, chat_template, **kwargs) for chat in chats]
+            return prompts[0] if chats[0] is conversation else prompts
         if chat_template is not None:
             raise ValueError("Set `processor.chat_template` to tokenize with another template.")
         options = {**(processor_kwargs or {}), **kwargs}
