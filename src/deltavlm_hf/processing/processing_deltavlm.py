@@ -9,11 +9,12 @@ from transformers import AutoTokenizer, BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 from transformers.tokenization_utils_base import AddedToken
-from transformers.utils import PROCESSOR_NAME
+from transformers.utils import PROCESSOR_NAME, cached_file
 
 from .chat_template import check_chat_template, render_chat
 from .image_processing_deltavlm import DeltaVLMImageProcessor
 from .saving import loading, replacing  # a link to that of the model: each folder's files travel alone
+from .tokenizer_check import FILES, MAX_PADDING, check_tokenizer
 
 IMAGE_TOKEN = "<image>"
 IGNORE_INDEX = -100
@@ -23,6 +24,9 @@ FOLLOWED = {"padding", "padding_side", "max_length", "pad_to_multiple_of", "retu
 FOLLOWED |= {"truncation", "verbose", "sanitize_control_tokens"}
 ALWAYS = {"add_special_tokens", "return_attention_mask"}
 REFUSED = {*TextKwargs.__annotations__, "videos", "audio"} - FOLLOWED - ALWAYS
+# Of what `from_pretrained` takes: for finding files.
+_OF_FILES = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
+_UNLESS_MISSING = {"_raise_exceptions_for_missing_entries": False}
 IMAGE_SOURCES = ("image", "url", "path", "base64")
 
 # The authors' form of a conversation: "q: <question 1> a: <answer 1> q: <question 2>", then the answer.
@@ -196,9 +200,9 @@ class DeltaVLMProcessor(ProcessorMixin):
             check_chat_template(processor.chat_template)
             processor(text="")  # whether the tokenizers can be used at all
             return processor
-        except (OSError, ImportError, MemoryError):
+        except (OSError, ImportError, MemoryError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # a damaged file makes its readers raise all kinds of errors
+        except BaseException as error:  # a damaged file makes its readers raise all kinds; Rust's are no Exception
             raise ValueError(
                 f"{os.fspath(pretrained_model_name_or_path)} cannot be loaded as a {cls.__name__}: one of its files "
                 f"is damaged or of another model ({type(error).__name__}: {error})"
@@ -221,6 +225,14 @@ class DeltaVLMProcessor(ProcessorMixin):
     def _load_tokenizer_from_pretrained(cls, name, pretrained_model_name_or_path, subfolder="", **kwargs):
         # Where the Q-Former's tokenizer cannot be read, transformers would give it the language model's.
         folder = subfolder if name == "tokenizer" else os.path.join(subfolder, name)
+        options = {option: value for option, value in kwargs.items() if option in _OF_FILES}
+        found = {
+            file: cached_file(pretrained_model_name_or_path, file, subfolder=folder, **options, **_UNLESS_MISSING)
+            for file in FILES
+        }
+        if found[FILES[0]] is None:
+            raise OSError(f"{pretrained_model_name_or_path} has no {os.path.join(folder, FILES[0])}.")
+        check_tokenizer({file: path for file, path in found.items() if path is not None})
         return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=folder, **kwargs)
 
     def __call__(
@@ -262,6 +274,14 @@ class DeltaVLMProcessor(ProcessorMixin):
         if text is None and (history is not None or answers is not None):
             raise ValueError("`history` and `answers` belong to a `text`, which is missing.")
         _refuse_unsupported(kwargs)
+        try:
+            return self._tensors(images, text, history, answers, is_complete, **kwargs)
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # of tokenizers, which is written in Rust
+            raise ValueError(f"The tokenizer cannot read this text: {error}") from error
+
+    def _tensors(self, images, text, history, answers, is_complete: bool, **kwargs) -> BatchFeature:
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         return_tensors = merged["text_kwargs"].pop("return_tensors", None)
         data = {}
@@ -319,13 +339,19 @@ class DeltaVLMProcessor(ProcessorMixin):
             labels.append([IGNORE_INDEX] * len(ids) + answer_ids)
 
         padding = text_kwargs.get("padding", False)
+        multiple = text_kwargs.get("pad_to_multiple_of") or 1
+        most = max(multiple, max_length if padding == "max_length" else 1)
+        if padding and most > MAX_PADDING:  # tokenizer_config.json may have these numbers, too
+            raise ValueError(
+                f"Padding to {most} tokens is asked for, at most {MAX_PADDING} are allowed: give `max_length`."
+            )
         side = text_kwargs.get("padding_side") or self.tokenizer.padding_side
         encoding = dict(
             self.tokenizer.pad(
                 {"input_ids": input_ids},
                 padding=padding,
                 max_length=max_length if padding == "max_length" else None,
-                pad_to_multiple_of=text_kwargs.get("pad_to_multiple_of"),
+                pad_to_multiple_of=multiple,
                 padding_side=side,
             )
         )
