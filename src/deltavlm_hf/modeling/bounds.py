@@ -130,7 +130,7 @@ def check_file(settings: Mapping[str, Any]) -> None:
         elif name in ("dtype", "torch_dtype", "compute_dtype"):
             if not (isinstance(value, str) and _DTYPE.fullmatch(value)) and type(value).__name__ != "dtype":
                 raise ValueError(f"`{path}` is {value!r:.60}, expected a precision such as 'float32' or 'bfloat16'.")
-        elif name in _NEVER or (name == "auto_map" and path != name):
+        elif name in _NEVER:
             raise ValueError(f"`{path}` has no place in the file of a DeltaVLM: take it out, if you trust the rest.")
         elif name == "quant_method" and not str(value).startswith("bitsandbytes"):
             raise ValueError(
