@@ -259,9 +259,8 @@ class TestWhatStaysHere:
         return Path(shutil.copytree(deltavlm_hf.tiny(), tmp_path / "model"))
 
     def refused(self, folder: Path, words: str) -> str:
-        with Hub() as hub, pytest.raises(ValueError, match=words) as caught:
-            Publication(folder, REPO).push(token="hf_x")
-        assert hub.calls == []
+        with pytest.raises(ValueError, match=words) as caught:
+            Publication(folder, REPO)
         return str(caught.value)
 
     @pytest.mark.parametrize(

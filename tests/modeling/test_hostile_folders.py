@@ -55,7 +55,8 @@ def change(folder: Path, settings: dict, file: str = "config.json") -> None:
 def refused(folder: Path, words: str, kind=DeltaVLMForConditionalGeneration, **kwargs) -> str:
     with pytest.raises(ValueError, match=words) as caught:
         kind.from_pretrained(folder, **kwargs)
-    assert str(folder) in str(caught.value)
+    if kind is not AutoModelForImageTextToText:  # which reads some files before it asks us
+        assert str(folder) in str(caught.value)
     return str(caught.value)
 
 
@@ -108,7 +109,7 @@ class TestSizes:
     )
     def test_of_any_language_model(self, config, folder):
         change(folder, {"text_config": config})
-        assert "at most" in refused(folder, "text_config")
+        assert "at most" in refused(folder, "text_config").lower()
 
     @pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "num_attention_heads"])
     @pytest.mark.parametrize("part", ["text_config", "vision_config", "qformer_config"])
@@ -153,16 +154,22 @@ class TestSizes:
         assert DeltaVLMConfig.from_dict(config.to_dict()).text_config.to_dict() == config.text_config.to_dict()
 
     def test_what_the_files_do_not_hold_is_not_made(self, folder):
-        """The Q-Former of 250 GB beside the weights of a small one."""
-        change(folder, {"qformer_config.num_hidden_layers": 4000, "qformer_config.intermediate_size": 2**17})
-        assert memory_to_refuse(folder, "of the model's weights are not in its files, among them qformer") < 4e9
+        """A Q-Former of 60 GB beside the weights of a small model."""
+        weights = load_file(folder / "model.safetensors")
+        weights = {
+            name: weight for name, weight in weights.items() if not name.startswith(("q", "language_projection"))
+        }
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        sizes = {"hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 48, "num_attention_heads": 32}
+        change(folder, {f"qformer_config.{name}": value for name, value in sizes.items()})
+        assert memory_to_refuse(folder, "of the model's weights are not in its files, among them language_proj") < 3e9
 
     def test_tables_that_no_file_holds_are_not_made(self, folder):
         size = json.loads((folder / "config.json").read_text())["text_config"]["vocab_size"]
         text = {"model_type": "gpt_neo", "vocab_size": size, "hidden_size": 8, "num_heads": 1, "num_layers": 1}
         change(folder, {"text_config": {**text, "attention_types": [[["global"], 1]]}})
         change(folder, {"text_config.max_position_embeddings": 10**6})
-        assert memory_to_refuse(folder, "1000000[0-9]* bytes of tables") < 4e9
+        assert memory_to_refuse(folder, "1000000[0-9]* bytes of tables") < 3e9
 
 
 REFUSE = """

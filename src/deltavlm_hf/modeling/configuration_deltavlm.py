@@ -1,5 +1,7 @@
 """Configuration of DeltaVLM: the facts needed to rebuild its weights."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig, PreTrainedConfig
@@ -87,7 +89,7 @@ class DeltaVLMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         given = {**vars(self), **kwargs}
-        check_sizes({name: value for name, value in given.items() if not isinstance(value, PreTrainedConfig)})
+        self._check({name: value for name, value in given.items() if not isinstance(value, PreTrainedConfig)})
         if self.qformer_config is None:
             self.qformer_config = {"vocab_size": 30523}
         super().__post_init__(**kwargs)
@@ -113,10 +115,14 @@ class DeltaVLMConfig(PreTrainedConfig):
         Raises:
             ValueError: naming the setting that cannot be.
         """
-        check_sizes(self.to_dict())
-        check_sources(self.weight_sources or [])
-        if self.language_model_lora is not None:
-            check_lora(self.language_model_lora)
+        self._check(self.to_dict())
+
+    @staticmethod
+    def _check(settings: dict[str, Any]) -> None:
+        if settings.get("language_model_lora") is not None:
+            check_lora(settings["language_model_lora"])
+        check_sources(settings.get("weight_sources") or [])
+        check_sizes(settings)
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
