@@ -48,6 +48,7 @@ from deltavlm_hf import ChangeSession, DeltaVLMConfig, DeltaVLMForConditionalGen
 from deltavlm_hf.cost import Card, Part, estimate_cost
 from deltavlm_hf.inference import answer, ask_pairs
 from deltavlm_hf.training import FreezePolicy, freeze
+from deltavlm_hf.training.prefix_cache import encode_vision_prefix, take_vision_states
 
 HEADS = {"vision": 16, "qformer": 12, "language": 32}
 QUESTIONS = [
@@ -467,13 +468,14 @@ def training_step(bench: Bench, full_vocabulary: int) -> None:
     blocks = config.vision_config.num_hidden_layers - 2
     pixel_values = torch.randn(4, 2, 3, 224, 224, device=bench.device, dtype=bench.dtype)
     with torch.no_grad(), bench.autocast():
-        states = model.encode_vision_prefix(pixel_values.flatten(0, 1), blocks).unflatten(0, (-1, 2))
+        states = encode_vision_prefix(model, pixel_values.flatten(0, 1), blocks).unflatten(0, (-1, 2))
     placeholders = torch.full((4, 32), vocabulary)
     input_ids = torch.cat([placeholders, torch.randint(3, vocabulary, (4, 96))], dim=1)
     labels = input_ids.masked_fill(torch.arange(128) < 112, -100)  # the last 16 tokens are the answer
     inputs = {"input_ids": input_ids, "labels": labels, "qformer_input_ids": torch.randint(3, 1000, (4, 32))}
     inputs["qformer_input_ids"] %= len(bench.processor.qformer_tokenizer)
     inputs = {name: value.to(bench.device) for name, value in inputs.items()}
+    take_vision_states(model)
     cached = {"vision_states": states, "vision_states_block": blocks}
     plain, cache = "images encoded, all logits", "cached vision states"
     both = f"{cache}, logits of answers"

@@ -382,17 +382,6 @@ class TestAskPairs:
             ask_pairs(model, processor, pairs, "What changed?")
 
 
-@pytest.mark.parametrize("fixed_change_tokens", [False, True])
-def test_a_pair_encoded_with_other_weights_is_refused(fixed_change_tokens, model, processor, pairs):
-    model = copy.deepcopy(model)
-    session = ChangeSession(model, processor, *pairs[0], fixed_change_tokens=fixed_change_tokens)
-    session.ask("What changed?", **GREEDY)
-    model.vision_model.encoder.layers[0].mlp.fc1.bias.data.add_(0.1)
-    with pytest.raises(ValueError, match="made with other weights"):
-        session.ask("Where?", **GREEDY)
-    assert len(session.history) == 1
-
-
 class TestFixedChangeTokens:
     QUESTIONS = ("What changed?", "Where?", "How many roads?", "Are there new buildings?")
 
@@ -451,18 +440,6 @@ class TestFixedChangeTokens:
             session.ask(self.QUESTIONS[1], stream=fail, max_new_tokens=8)
         expected = self.recomputed(model, processor, pairs[0], self.QUESTIONS[2], list(session.history), tokens)
         assert session.ask(self.QUESTIONS[2], **GREEDY) == expected
-
-    @pytest.mark.parametrize("part", ["language_model", "qformer"])
-    def test_after_training_nothing_old_is_read(self, part, model, processor, pairs):
-        model = copy.deepcopy(model)
-        session = ChangeSession(model, processor, *pairs[0], fixed_change_tokens=True)
-        session.ask(self.QUESTIONS[0], **GREEDY)
-        with torch.no_grad():
-            for weight in getattr(model, part).parameters():
-                weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
-        tokens = self.first_tokens(model, processor, pairs[0], self.QUESTIONS[1], list(session.history))
-        expected = self.recomputed(model, processor, pairs[0], self.QUESTIONS[1], list(session.history), tokens)
-        assert session.ask(self.QUESTIONS[1], **GREEDY) == expected
 
 
 class TestWhatDoesNotFit:

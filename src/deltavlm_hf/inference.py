@@ -12,8 +12,7 @@ from transformers.utils import ModelOutput
 
 from .modeling import DeltaVLMForConditionalGeneration
 from .modeling.cache_name import CACHE
-from .modeling.modeling_deltavlm import DeltaVLMExplanation
-from .modeling.weight_sources import fingerprint
+from .modeling.explain import DeltaVLMExplanation
 from .processing import DeltaVLMProcessor
 from .processing.processing_deltavlm import Turn
 
@@ -241,7 +240,7 @@ def _encode(model: DeltaVLMForConditionalGeneration, pixel_values: torch.Tensor)
         features = [
             model.encode_pair(some.to(model.device, model.dtype)) for some in pixel_values.split(_PAIRS_AT_ONCE)
         ]
-    return torch.cat(features) if len(features) > 1 else features[0]  # which knows the weights that made it
+    return torch.cat(features)
 
 
 class ChangeSession:
@@ -253,7 +252,7 @@ class ChangeSession:
     those of the first question stay, and the language model goes on from its cache: later turns read only what is new.
     Answers are those of reading everything with these tokens; but what a later question is about was not looked for.
 
-    After the model's vision encoder has been trained further, a session's pair is refused: start another session.
+    After the model has been trained further, start another session: this one knows the pair by its earlier weights.
 
     Args:
         model ([`DeltaVLMForConditionalGeneration`]): on any device.
@@ -279,7 +278,6 @@ class ChangeSession:
         self.fixed_change_tokens = fixed_change_tokens
         self._change_tokens: ModelOutput | None = None
         self._read: tuple[torch.Tensor, Cache] | None = None  # ids (L,) with the language model's cache of them
-        self._made_by: str | None = None  # the weights of both
         self.history: list[tuple[str, str]] = []
         self.pair_features = encode(model, processor, [(before, after)])
 
@@ -337,10 +335,6 @@ class ChangeSession:
         _check_options(self.model, generate_kwargs)
         inputs = self.processor(text=[question], history=[self.history], return_tensors="pt").to(self.model.device)
         ids = inputs["input_ids"]
-        weights = fingerprint(self.model)
-        if weights != self._made_by:  # trained since the last turn
-            self._change_tokens = self._read = None
-            self._made_by = weights
         if self._change_tokens is None:
             self._change_tokens = self.model.get_image_features(
                 qformer_input_ids=inputs["qformer_input_ids"],

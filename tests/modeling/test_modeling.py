@@ -189,7 +189,7 @@ class TestErrors:
 
     def test_images_given_twice(self, small_model, small_inputs):
         pair_features = small_model.encode_pair(small_inputs["pixel_values"])
-        with pytest.raises(ValueError, match="exactly one, got pixel_values and pair_features"):
+        with pytest.raises(ValueError, match="one of them, got pixel_values and pair_features"):
             small_model(**small_inputs, pair_features=pair_features)
 
     def test_foreign_pair_features(self, small_model, small_inputs):
@@ -213,19 +213,6 @@ class TestErrors:
         small_model.bfloat16()
         with pytest.raises(ValueError, match="torch.float32.*computes in torch.bfloat16"):
             small_model(**text, pair_features=pair_features)
-
-    @pytest.mark.parametrize("part", ["vision_model.encoder.layers.1.mlp.fc2.weight", "difference.output.weight"])
-    @pytest.mark.parametrize("call", ["forward", "generate", "explain"])
-    def test_pair_features_of_other_weights(self, part, call, small_model, small_inputs):
-        pair_features = small_model.encode_pair(small_inputs["pixel_values"])
-        inputs = {**without(small_inputs, "pixel_values"), "pair_features": pair_features}
-        ask = getattr(small_model, call)
-        ask(**inputs)
-        small_model.get_parameter(part).data.mul_(1.01)
-        with pytest.raises(ValueError, match="made with other weights.*encode the pair again"):
-            ask(**inputs)
-        of_a_copy = copy.deepcopy(small_model).encode_pair(small_inputs["pixel_values"])
-        ask(**{**inputs, "pair_features": of_a_copy})
 
     def test_number_of_pairs(self, small_model, small_inputs):
         with pytest.raises(ValueError, match="3 image pairs for 2 instructions"):

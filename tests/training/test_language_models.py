@@ -33,7 +33,7 @@ def around_smollm(smollm_folder, tmp_path_factory):
     )
     torch.manual_seed(0)
     model = DeltaVLMForConditionalGeneration(config)
-    model.language_model = AutoModelForCausalLM.from_pretrained(smollm_folder)
+    model.language_model = AutoModelForCausalLM.from_pretrained(smollm_folder).requires_grad_(False)  # trains nothing
     for name in ("vision_model", "difference", "qformer"):
         getattr(model, name).load_state_dict(getattr(tiny, name).state_dict())
     model.query_tokens.data = tiny.query_tokens.data
@@ -56,7 +56,7 @@ def test_a_short_run_learns(around_smollm, tmp_path, four_bit):
     freeze(model, FreezePolicy(vision_blocks=0, difference=False))
     args = DeltaVLMTrainingArguments(
         output_dir=str(tmp_path),
-        max_steps=24,
+        max_steps=32,
         learning_rate=2e-4,
         warmup_steps=2,
         per_device_train_batch_size=4,

@@ -82,13 +82,12 @@ def check_lora(settings: Mapping[str, Any]) -> None:
                 raise ValueError(f"The LoRA setting {name!r} is {value!r:.60}, expected numbers by names of modules.")
             for each, number in value.items():
                 check_name(f"A name in the LoRA setting {name!r}", each)
-                _check_value(_PATTERNS[name], number)
+                _check_value(name, number, *_VALUES[_PATTERNS[name]])
         else:
-            _check_value(name, value)
+            _check_value(name, value, *_VALUES[name])
 
 
-def _check_value(name: str, value: Any) -> None:
-    expected, fits = _VALUES[name]
+def _check_value(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> None:
     try:
         fitting = fits(value)
     except TypeError:  # of another type altogether

@@ -14,8 +14,6 @@ import inspect
 import json
 import math
 import os
-import threading
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +24,9 @@ from transformers import (
     AutoModelForCausalLM,
     Cache,
     GenerationConfig,
-    GenerationMixin,
     InstructBlipPreTrainedModel,
     InstructBlipQFormerModel,
     InstructBlipVisionModel,
-    LogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
 )
 from transformers import initialization as init
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -39,23 +34,19 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.instructblip.modeling_instructblip import BaseModelOutputWithVisionQformerOutputs
 from transformers.processing_utils import Unpack
-from transformers.utils import (
-    ModelOutput,
-    TransformersKwargs,
-    can_return_tuple,
-    find_adapter_config_file,
-    is_tracing,
-    torch_compilable_check,
-)
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, find_adapter_config_file
 from transformers.utils.hub import extract_commit_hash
 
 from .cache_name import CACHE, named_by_transformers
+from .checks import check, check_ids, check_pair_features, check_pixel_values, form_of_images
 from .configuration_deltavlm import DeltaVLMConfig
 from .csrm import Concatenation, CrossSemanticRelationMeasuring, current_name
+from .explain import explain
+from .generation_deltavlm import DeltaVLMGenerationMixin
 from .lora import IN_NAMES, check_adapter, lora_settings, make_lora_config, without_adapter
 from .saving import loading, replacing
-from .spatial_codes import sincos_2d
-from .weight_sources import DOWNLOAD, add_missing, check_indexes, fingerprint, open_weights, shape
+from .spatial_codes import add_spatial_codes
+from .weight_sources import DOWNLOAD, add_missing, check_indexes, open_weights, shape
 
 # `Trainer` shifts labels under label smoothing for the classes that are named here, and for no others.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[DeltaVLMConfig.model_type] = "DeltaVLMForConditionalGeneration"
@@ -63,7 +54,6 @@ MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[DeltaVLMConfig.model_type] = "DeltaVLMForCondi
 _BY_AUTO_CLASSES = {"config", "adapter_kwargs", "trust_remote_code"}  # what they pass beside the caller's arguments
 _PLACE = {*DOWNLOAD, "revision", "subfolder", "variant"}
 _MOST_COMPUTED = 2**32  # bytes of tables that no file holds
-_EXPLAINING = threading.Lock()
 _MODULE = __name__.rpartition(".")[2]  # this file, as a saved folder's `auto_map` names it
 
 
@@ -93,43 +83,12 @@ class DeltaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-@dataclass
-class DeltaVLMExplanation(ModelOutput):
-    """
-    What [`~DeltaVLMModel.explain`] gives.
-
-    Args:
-        attention (`torch.FloatTensor` of shape `(B, 2, H, W)`): for each question, how much of the Q-Former's
-            cross-attention each pixel of both dates gets; each question's values sum to 1 over both.
-        change (`torch.FloatTensor` of shape `(B, H, W)`): how far the pair features of the two dates lie apart, by
-            Euclidean distance; the same for all questions about a pair.
-    """
-
-    attention: torch.FloatTensor | None = None
-    change: torch.FloatTensor | None = None
-
-
 def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """Positions `(B, L)` that padding takes no part in, unless it ends the sequence, where nothing follows."""
     padding = attention_mask == 0
     ends_sequence = padding.flip(-1).cumprod(-1).flip(-1).bool()
     skipped = (padding & ~ends_sequence).cumsum(-1)
     return (torch.arange(attention_mask.shape[-1], device=attention_mask.device) - skipped).clamp(min=0)
-
-
-def _check_ids(ids: torch.Tensor, vocabulary: float, tokenizer: str) -> None:
-    if not is_tracing(ids) and (ids >= vocabulary).any():
-        raise ValueError(
-            f"Token {ids.max()} is not in the model's vocabulary of {vocabulary}: the processor's `{tokenizer}` is "
-            "another model's."
-        )
-
-
-def _check(condition: torch.Tensor, message: Callable[[], str]) -> None:
-    if torch.compiler.is_compiling():  # where reading the condition, as below, would break the graph
-        torch._assert_async(condition, "Image placeholders and change tokens do not match.")
-    else:
-        torch_compilable_check(condition, message)
 
 
 def _rest_frozen_parts(module: nn.Module) -> None:
@@ -142,18 +101,6 @@ def _rest_frozen_parts(module: nn.Module) -> None:
         for part in child.modules():
             if getattr(part, "gradient_checkpointing", False):  # which looks at its own module's mode
                 part.training = True
-
-
-class _RefuseInvalidScores(LogitsProcessor):
-    """Greedy search would take NaN for the best score and answer all the same."""
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        torch_compilable_check(
-            scores.max() < math.inf,  # which NaN, the greatest of all, is not
-            "The language model's scores are NaN or infinite. Either weights are (a damaged file, a training run that "
-            "diverged), or the pixels, or numbers left the range of float16: then try dtype=torch.bfloat16.",
-        )
-        return scores
 
 
 class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
@@ -391,6 +338,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
 
     main_input_name = "pixel_values"
     auto_map = {"AutoModel": f"{_MODULE}.DeltaVLMModel"}
+    explain = explain  # a method, in a file of its own
     _keys_to_ignore_on_load_unexpected = [r"^language_model\."]
 
     def __init__(self, config: DeltaVLMConfig):
@@ -417,70 +365,38 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.qformer.set_input_embeddings(value)
 
-    def encode_vision_prefix(self, pixel_values: torch.Tensor, blocks: int) -> torch.Tensor:
-        """
-        The first part of the vision encoder alone, for states that can be kept while the other part trains.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): single images.
-            blocks (`int`): how many blocks.
-
-        Returns:
-            `torch.Tensor` of shape `(B, N, D)`: what enters the block with this number, see `vision_states`.
-        """
-        states = self.vision_model.embeddings(pixel_values)
-        for block in self.vision_model.encoder.layers[:blocks]:
-            states = block(states)
-        return states
-
-    def _encode_vision_rest(self, vision_states: torch.Tensor, blocks: int) -> torch.Tensor:
-        """From states `(B, 2, N, D)` that enter a block to pair features."""
-        states = vision_states.flatten(0, 1).to(self.query_tokens.dtype)  # (B, 2, N, D) -> (2B, N, D)
-        for block in self.vision_model.encoder.layers[blocks:]:
-            states = block(states)
-        size = (self.config.vision_config.image_size,) * 2
-        return self._compare_dates(self.vision_model.post_layernorm(states), *size)
-
     def _encode_pair(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs):
-        if pixel_values.ndim != 5 or pixel_values.shape[1:3] != (2, 3):
-            raise ValueError(
-                "`pixel_values` must be image pairs of shape (batch, 2, 3, height, width), before and after, as "
-                f"`DeltaVLMProcessor` makes them; got {tuple(pixel_values.shape)}."
-            )
-        side = self.config.vision_config.image_size
-        if pixel_values.shape[-2:] != (side, side) and not interpolate_pos_encoding:  # the encoder would not notice
-            raise ValueError(
-                f"`pixel_values` have the size {tuple(pixel_values.shape[-2:])}, expected {(side, side)}: the "
-                "processor's `size` must be the model's, or pass interpolate_pos_encoding=True."
-            )
+        check_pixel_values(pixel_values, self.config.vision_config.image_size, any_size=interpolate_pos_encoding)
         vision_outputs = self.vision_model(
             pixel_values.flatten(0, 1),  # (B, 2, 3, H, W) -> (2B, 3, H, W)
             interpolate_pos_encoding=interpolate_pos_encoding,
             return_dict=True,
             **kwargs,
         )
-        return vision_outputs, self._compare_dates(vision_outputs.last_hidden_state, *pixel_values.shape[-2:])
+        return vision_outputs, self.compare_dates(vision_outputs.last_hidden_state, *pixel_values.shape[-2:])
 
-    def _compare_dates(self, vision_features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    def compare_dates(self, vision_features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """
+        From vision features to pair features (paper section 3.3): what [`encode_pair`] does after the vision encoder.
+
+        Args:
+            vision_features (`torch.Tensor` of shape `(2B, N, D)`): before and after of the first pair, and so on.
+            height, width (`int`): of the images, in pixels.
+
+        Returns:
+            `torch.Tensor` of shape `(B, 2N, D)`.
+        """
         before, after = vision_features.unflatten(0, (-1, 2)).unbind(1)  # (2B, N, D) -> 2 x (B, N, D)
         pair_features = self.difference(before, after)  # (B, 2N, D)
         if self.config.spatial_position_codes:
-            pair_features = self._add_spatial_codes(pair_features, height, width)
+            patch = self.config.vision_config.patch_size
+            pair_features = add_spatial_codes(pair_features, height // patch, width // patch)
         return pair_features
-
-    def _add_spatial_codes(self, pair_features: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        patch = self.config.vision_config.patch_size
-        codes = sincos_2d(height // patch, width // patch, pair_features.shape[-1], pair_features.device)
-        codes = nn.functional.pad(codes, (0, 0, 1, 0)).repeat(2, 1)  # none for CLS; the same for both dates -> (2N, D)
-        scale = pair_features.float().pow(2).mean(-1, keepdim=True).sqrt()
-        return pair_features + (codes * scale).to(pair_features.dtype)
 
     def encode_pair(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """
-        Encodes both dates once. The result answers any number of instructions as `pair_features=`.
-
-        The result knows which weights made it (its attribute `fingerprint`): after these have changed, it is refused.
-        What is made from it, such as a part of it or a copy on another device, is taken on trust.
+        Encodes both dates once. The result answers any number of instructions as `pair_features=`, for as long as
+        the vision encoder and the difference module keep their weights: after training, encode the pair again.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 2, 3, H, W)`): before and after.
@@ -492,10 +408,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         Raises:
             ValueError: if `pixel_values` is not made of pairs, or has another size than the model's.
         """
-        pair_features = self._encode_pair(pixel_values, interpolate_pos_encoding)[1]
-        if not torch.compiler.is_compiling():
-            pair_features.fingerprint = fingerprint(self.vision_model, self.difference)
-        return pair_features
+        return self._encode_pair(pixel_values, interpolate_pos_encoding)[1]
 
     @can_return_tuple
     def get_image_features(
@@ -505,8 +418,6 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         qformer_attention_mask: torch.LongTensor | None = None,
         pair_features: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        vision_states: torch.Tensor | None = None,
-        vision_states_block: int = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithVisionQformerOutputs:
         """
@@ -520,9 +431,6 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
                 `pixel_values`, what [`~DeltaVLMModel.encode_pair`] gave; a single pair answers all instructions.
             interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's, and for pair
                 features of such.
-            vision_states (`torch.Tensor` of shape `(B, 2, N, D)`, *optional*): in place of `pixel_values`, for each
-                date what enters the vision block `vision_states_block`, see [`~DeltaVLMModel.encode_vision_prefix`].
-            vision_states_block (`int`, *optional*, defaults to 0).
 
         Returns:
             `BaseModelOutputWithVisionQformerOutputs`: `pooler_output` are the change tokens `(B, Q, d_llm)`,
@@ -530,30 +438,30 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             request, `hidden_states` and `attentions` are the vision encoder's, of `(2B, ...)`: before, after, ...
 
         Raises:
-            ValueError: unless exactly one of `pixel_values`, `pair_features` and `vision_states` is given, without
-                `qformer_input_ids`, if shapes do not go together, or if `pair_features` are of another size or
-                precision or were made with other weights.
+            ValueError: unless one of `pixel_values` and `pair_features` is given, without `qformer_input_ids`, if
+                shapes do not go together, or if `pair_features` are of another size or precision.
         """
-        forms = {"pixel_values": pixel_values, "pair_features": pair_features, "vision_states": vision_states}
-        given = [name for name, value in forms.items() if value is not None]
-        if len(given) != 1:
-            raise ValueError(
-                "Give the images as `pixel_values`, as `pair_features` or as `vision_states`: exactly one, got "
-                f"{' and '.join(given) or 'none'}."
-            )
+        if form_of_images(pixel_values=pixel_values, pair_features=pair_features) is None:
+            raise ValueError("Give the images, as `pixel_values` or as `pair_features`.")
         if qformer_input_ids is None:
             raise ValueError("`qformer_input_ids` is missing: the Q-Former reads the instruction with the images.")
-        _check_ids(qformer_input_ids, self.config.qformer_config.vocab_size, "qformer_tokenizer")
+        check_ids(qformer_input_ids, self.config.qformer_config.vocab_size, "qformer_tokenizer")
         vision_outputs = None
-        if vision_states is not None:
-            pair_features = self._encode_vision_rest(vision_states, vision_states_block)
-        elif pixel_values is not None:
+        if pixel_values is not None:
             vision_outputs, pair_features = self._encode_pair(pixel_values, interpolate_pos_encoding, **kwargs)
         else:
-            self._check_pair_features(pair_features, any_size=interpolate_pos_encoding)
-        pair_features = self._match_pairs(pair_features, qformer_input_ids.shape[0])
+            tokens, width = 2 * self.vision_model.embeddings.num_positions, self.config.vision_config.hidden_size
+            dtypes = {self.query_tokens.dtype, self.vision_model.dtype}
+            check_pair_features(pair_features, tokens, width, dtypes, any_size=interpolate_pos_encoding)
+        questions = qformer_input_ids.shape[0]
+        if pair_features.shape[0] not in (1, questions):
+            raise ValueError(
+                f"Got {pair_features.shape[0]} image pairs for {questions} instructions: give one pair for each "
+                "instruction, or a single pair for all."
+            )
+        pair_features = pair_features.expand(questions, -1, -1).to(self.query_tokens.dtype)
 
-        query_tokens = self.query_tokens.expand(qformer_input_ids.shape[0], -1, -1)  # (B, Q, d)
+        query_tokens = self.query_tokens.expand(questions, -1, -1)  # (B, Q, d)
         if qformer_attention_mask is None:
             qformer_attention_mask = torch.ones_like(qformer_input_ids)
         query_mask = qformer_attention_mask.new_ones(query_tokens.shape[:2])
@@ -576,103 +484,6 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             qformer_outputs=qformer_outputs,
         )
 
-    @torch.no_grad()
-    def explain(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        qformer_input_ids: torch.LongTensor | None = None,
-        qformer_attention_mask: torch.LongTensor | None = None,
-        pair_features: torch.Tensor | None = None,
-        **others,
-    ) -> DeltaVLMExplanation:
-        """
-        Where the model looks for each question, and where it sees change: heat maps to lay over the images.
-
-        Attention is what the Q-Former's queries read, averaged over queries, heads and layers, not proof of what an
-        answer rests on. `explain(**inputs)` takes what the processor returned.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(B, 2, 3, H, W)`, *optional*): before and after.
-            qformer_input_ids (`torch.LongTensor` of shape `(B, T)`): the instructions.
-            qformer_attention_mask (`torch.LongTensor` of shape `(B, T)`, *optional*): 0 at padding.
-            pair_features (`torch.Tensor` of shape `(B, 2N, D)` or `(1, 2N, D)`, *optional*): in place of
-                `pixel_values`. Maps then have the model's own image size.
-            others: what the language model reads; not used.
-
-        Returns:
-            [`DeltaVLMExplanation`].
-
-        Raises:
-            ValueError: see [`~DeltaVLMModel.get_image_features`].
-        """
-        size = own = (self.config.vision_config.image_size,) * 2
-        if pixel_values is not None and pair_features is None:
-            size = tuple(pixel_values.shape[-2:])
-            pair_features, pixel_values = self.encode_pair(pixel_values, interpolate_pos_encoding=size != own), None
-        with _EXPLAINING:  # threads would leave each other's implementation behind
-            implementation = self.qformer.config._attn_implementation
-            self.qformer.set_attn_implementation("eager")  # the others keep no weights
-            try:
-                outputs = self.get_image_features(
-                    pixel_values,
-                    qformer_input_ids,
-                    qformer_attention_mask,
-                    pair_features=pair_features,
-                    interpolate_pos_encoding=size != own,
-                    output_attentions=True,
-                    return_dict=True,
-                )
-            finally:
-                self.qformer.set_attn_implementation(implementation)
-        grid = [side // self.config.vision_config.patch_size for side in size]
-        queries = self.config.num_query_tokens
-        layers = [layer[:, :, :queries].mean((1, 2)) for layer in outputs.qformer_outputs.cross_attentions]
-        attention = torch.stack(layers).float().mean(0)  # L x (B, heads, Q, 2N) -> (B, 2N)
-        attention = attention.unflatten(1, (2, -1))[:, :, 1:].unflatten(2, grid)  # without CLS -> (B, 2, h, w)
-        before, after = outputs.last_hidden_state.float().chunk(2, dim=1)
-        change = (after - before)[:, 1:].norm(dim=-1).unflatten(1, grid)  # (B, h, w)
-        attention = nn.functional.interpolate(attention, size, mode="bilinear")
-        return DeltaVLMExplanation(
-            attention=attention / attention.sum((1, 2, 3), keepdim=True),
-            change=nn.functional.interpolate(change.unsqueeze(1), size, mode="bilinear").squeeze(1),
-        )
-
-    def _check_pair_features(self, pair_features: torch.Tensor, any_size: bool) -> None:
-        """Whether a caller's features are such as this model would make now."""
-        width = self.config.vision_config.hidden_size
-        tokens = 2 * self.vision_model.embeddings.num_positions
-        if pair_features.ndim != 3 or pair_features.shape[-1] != width:
-            raise ValueError(
-                f"`pair_features` must have shape (batch, {tokens}, {width}), as `encode_pair` of this model gives; "
-                f"got {tuple(pair_features.shape)}."
-            )
-        if pair_features.shape[1] != tokens and not any_size:
-            raise ValueError(
-                f"`pair_features` hold {pair_features.shape[1]} tokens, where images of this model's size give "
-                f"{tokens}. For images of another size say so: `interpolate_pos_encoding=True`."
-            )
-        dtypes = {self.query_tokens.dtype, self.vision_model.dtype}
-        if torch.is_autocast_enabled(pair_features.device.type):
-            dtypes.add(torch.get_autocast_dtype(pair_features.device.type))
-        if pair_features.dtype not in dtypes:
-            raise ValueError(
-                f"`pair_features` are {pair_features.dtype}, but this model computes in {self.query_tokens.dtype}: "
-                "encode the pair again, or cast them if that is what you want."
-            )
-        made_by = None if torch.compiler.is_compiling() else getattr(pair_features, "fingerprint", None)
-        if made_by is not None and made_by != fingerprint(self.vision_model, self.difference):
-            raise ValueError(
-                "`pair_features` were made with other weights than this model has now: encode the pair again."
-            )
-
-    def _match_pairs(self, pair_features: torch.Tensor, questions: int) -> torch.Tensor:
-        if pair_features.shape[0] not in (1, questions):
-            raise ValueError(
-                f"Got {pair_features.shape[0]} image pairs for {questions} instructions: give one pair for each "
-                "instruction, or a single pair for all."
-            )
-        return pair_features.expand(questions, -1, -1).to(self.query_tokens.dtype)
-
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -687,7 +498,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         )
 
 
-class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
+class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
     """
     DeltaVLM with its language model: answers instructions about image pairs through the stock `generate`.
 
@@ -754,7 +565,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         ids = input_ids.masked_fill(input_ids == self.config.image_token_id, 0)
         embeddings = self.get_input_embeddings()
         if ids.shape[1] > 1:  # one token is the model's own
-            _check_ids(ids, getattr(embeddings, "num_embeddings", math.inf), "tokenizer")  # an adapter hides it
+            check_ids(ids, getattr(embeddings, "num_embeddings", math.inf), "tokenizer")  # an adapter hides it
         return embeddings(ids)
 
     def _merge_change_tokens(
@@ -762,7 +573,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
     ) -> torch.Tensor:
         placeholders = input_ids == self.config.image_token_id  # (B, L)
         counts = placeholders.sum(-1)
-        _check(
+        check(
             (counts == change_tokens.shape[1]).all() & (counts.shape[0] == change_tokens.shape[0]),
             lambda: (
                 f"Image placeholders and change tokens do not match: the prompts hold {counts.tolist()} placeholders "
@@ -790,19 +601,14 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         interpolate_pos_encoding: bool = False,
-        vision_states: torch.Tensor | None = None,
-        vision_states_block: int = 0,
         mm_encoder_outputs: dict[str, ModelOutput] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DeltaVLMCausalLMOutputWithPast:
         """
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L)`): Q placeholders, then the prompt.
-            pixel_values (`torch.Tensor` of shape `(B, 2, 3, H, W)`, *optional*): before and after.
-            qformer_input_ids (`torch.LongTensor` of shape `(B, T)`, *optional*): the instruction for the Q-Former.
-            qformer_attention_mask (`torch.LongTensor` of shape `(B, T)`, *optional*): 0 at padding.
-            pair_features (`torch.Tensor` of shape `(B, 2N, D)` or `(1, 2N, D)`, *optional*): in place of
-                `pixel_values`, see [`~DeltaVLMModel.encode_pair`].
+            pixel_values, qformer_input_ids, qformer_attention_mask, pair_features, interpolate_pos_encoding: the pair
+                and its instruction, see [`~DeltaVLMModel.get_image_features`].
             attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 0 at padding, which may be on either side.
             position_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): by default padding takes no position.
             cache (`Cache`, *optional*): the language model's cache; `past_key_values` is the same.
@@ -811,11 +617,6 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
             labels (`torch.LongTensor` of shape `(B, L)`, *optional*): -100 where nothing is to be learned.
             logits_to_keep (`int` or `torch.Tensor`, *optional*): compute the last logits only, 0 for all, or those at
                 these positions. With `labels`, the loss is that of what these predict.
-            interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's, and for pair
-                features of such.
-            vision_states (`torch.Tensor` of shape `(B, 2, N, D)`, *optional*): in place of `pixel_values`, for each
-                date what enters the vision block `vision_states_block`, see [`~DeltaVLMModel.encode_vision_prefix`].
-            vision_states_block (`int`, *optional*, defaults to 0).
             mm_encoder_outputs (`dict[str, ModelOutput]`, *optional*): `{"image": get_image_features(...)}`, in place
                 of the images.
             kwargs: for the language model; and `shift_labels` `(B, L)`, in place of `labels`, what each position is
@@ -826,13 +627,11 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the prompt as `input_ids` or as `inputs_embeds`: exactly one of them.")
-        has_images = any(images is not None for images in (pixel_values, pair_features, vision_states))
         features = (mm_encoder_outputs or {}).get("image")
-        if has_images and features is not None:
-            raise ValueError("Give the images as `pixel_values`, `pair_features` or `mm_encoder_outputs`: only one.")
-        if inputs_embeds is not None and (has_images or features is not None):
+        given = form_of_images(pixel_values=pixel_values, pair_features=pair_features, mm_encoder_outputs=features)
+        if given and inputs_embeds is not None:
             raise ValueError("`inputs_embeds` must hold the change tokens already: give no images beside them.")
-        if has_images:
+        if given in ("pixel_values", "pair_features"):
             captured = {key: kwargs[key] for key in ("output_attentions", "output_hidden_states") if key in kwargs}
             features = self.get_image_features(
                 pixel_values,
@@ -840,8 +639,6 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
                 qformer_attention_mask,
                 pair_features=pair_features,
                 interpolate_pos_encoding=interpolate_pos_encoding,
-                vision_states=vision_states,
-                vision_states_block=vision_states_block,
                 return_dict=True,
                 **captured,
             )
@@ -851,7 +648,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
                 inputs_embeds = self._merge_change_tokens(input_ids, inputs_embeds, features.pooler_output)
             elif input_ids.shape[1] > 1:  # one token is a decoding step, whose images are in the cache
                 placeholders = (input_ids == self.config.image_token_id).sum()
-                _check(
+                check(
                     (placeholders == 0) | (cache is not None and cache.get_seq_length() > 0),
                     lambda: f"The prompts hold {placeholders} image placeholders, but there are 0 images.",
                 )
@@ -899,51 +696,6 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, GenerationMixin):
             qformer_outputs=None if features is None else features.qformer_outputs,
             **{CACHE: outputs[CACHE] if CACHE in outputs else None},
         )
-
-    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> dict:
-        # Stock `generate` encodes when pixels are among the arguments, and drops every other argument of
-        # `get_image_features`: `pair_features` alone would vanish. Beam search expands the outputs in place: a
-        # caller's own are copied.
-        if model_kwargs.get("pair_features") is not None:
-            model_kwargs.setdefault("pixel_values", None)
-        if model_kwargs.get("mm_encoder_outputs") is not None:
-            outputs = model_kwargs["mm_encoder_outputs"]
-            model_kwargs["mm_encoder_outputs"] = {key: type(value)(**value) for key, value in outputs.items()}
-        return super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
-
-    @named_by_transformers
-    def prepare_inputs_for_generation(
-        self, input_ids, cache=None, inputs_embeds=None, is_first_iteration=False, **kwargs
-    ):
-        # An assistant's prefill does not count as a first iteration, but it needs the images as well.
-        is_prefill = cache is not None and cache.get_seq_length() == 0
-        return super().prepare_inputs_for_generation(
-            input_ids,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration or is_prefill,
-            **{CACHE: cache},
-            **kwargs,
-        )
-
-    def _get_logits_processor(
-        self, generation_config, input_ids_seq_length=None, encoder_input_ids=None, logits_processor=None, **kwargs
-    ):
-        if encoder_input_ids is not None and encoder_input_ids.ndim == 2:  # scores have no entry for a placeholder
-            placeholders = encoder_input_ids == self.config.image_token_id
-            encoder_input_ids = torch.where(placeholders, encoder_input_ids[:, -1:], encoder_input_ids)
-        processors = super()._get_logits_processor(
-            generation_config,
-            input_ids_seq_length,
-            encoder_input_ids,
-            logits_processor=logits_processor,
-            **kwargs,
-        )
-        for processor in processors:
-            if isinstance(processor, RepetitionPenaltyLogitsProcessor) and processor not in (logits_processor or []):
-                processor.prompt_ignore_length = input_ids_seq_length
-        if not generation_config.remove_invalid_values:
-            processors.insert(0, _RefuseInvalidScores())
-        return processors
 
 
 __all__ = ["DeltaVLMForConditionalGeneration", "DeltaVLMModel", "DeltaVLMPreTrainedModel"]

@@ -1,6 +1,7 @@
 """Fixed 2D position codes for the pair features (`DeltaVLMConfig.spatial_position_codes`)."""
 
 import torch
+from torch import nn
 
 
 def sincos_2d(height: int, width: int, hidden_size: int, device: torch.device | None = None) -> torch.Tensor:
@@ -15,9 +16,7 @@ def sincos_2d(height: int, width: int, hidden_size: int, device: torch.device | 
     Returns:
         `torch.Tensor` of shape `(height * width, hidden_size)`, row by row, float32, root mean square 1.
     """
-    frequencies = 100.0 ** -torch.linspace(
-        0, 1, hidden_size // 4, device=device
-    )  # wavelengths 2 pi ... 200 pi patches
+    frequencies = 100.0 ** -torch.linspace(0, 1, hidden_size // 4, device=device)  # waves of 2 pi to 200 pi patches
 
     def axis(length: int) -> torch.Tensor:
         angles = torch.arange(length, device=device)[:, None] * frequencies
@@ -26,3 +25,20 @@ def sincos_2d(height: int, width: int, hidden_size: int, device: torch.device | 
     rows = axis(height)[:, None].expand(-1, width, -1)
     columns = axis(width)[None].expand(height, -1, -1)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1) * 2**0.5
+
+
+def add_spatial_codes(pair_features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """
+    Adds the same codes to both dates, none to CLS, each as strong as the token that it is added to.
+
+    Args:
+        pair_features (`torch.Tensor` of shape `(B, 2N, D)`).
+        height, width (`int`): of the grid, in patches; N = height * width + 1.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 2N, D)`.
+    """
+    codes = sincos_2d(height, width, pair_features.shape[-1], pair_features.device)
+    codes = nn.functional.pad(codes, (0, 0, 1, 0)).repeat(2, 1)  # (2N, D)
+    scale = pair_features.float().pow(2).mean(-1, keepdim=True).sqrt()
+    return pair_features + (codes * scale).to(pair_features.dtype)

@@ -204,25 +204,6 @@ def _digest_of_beginnings(weights: Mapping[str, Any]) -> str:
     return summary.hexdigest()
 
 
-@torch.no_grad()
-def fingerprint(*modules: torch.nn.Module) -> str | None:
-    """
-    Tells the weights of modules from what they were before, or from those of others of the same form: by the first
-    values of each. `None` where they are not all at hand: offloaded, or shared among processes.
-    """
-    starts: dict[tuple, list[torch.Tensor]] = {}
-    for module in modules:
-        for weight in module.parameters():
-            if weight.is_meta or hasattr(weight, "full_tensor"):
-                return None
-            starts.setdefault((weight.dtype, weight.device), []).append(weight.reshape(-1)[:16])
-    summary = hashlib.sha256()
-    for (dtype, _), values in starts.items():  # few and large transfers from an accelerator
-        summary.update(str(dtype).encode())
-        summary.update(torch.cat(values).view(torch.uint8).cpu().numpy().tobytes())
-    return summary.hexdigest()
-
-
 def first_values(weight: Any) -> torch.Tensor:
     """The first row of a weight, at most 64 values, as it is stored: `(n,)`."""
     size = shape(weight)

@@ -23,12 +23,56 @@ _KEPT_AS = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16
 _NOT_SETTINGS = ("auto_map", "image_processor_type", "processor_class")  # which saving and loading add
 
 
+def encode_vision_prefix(
+    model: DeltaVLMForConditionalGeneration, pixel_values: torch.Tensor, blocks: int
+) -> torch.Tensor:
+    """
+    The first part of the vision encoder alone.
+
+    Args:
+        model ([`DeltaVLMForConditionalGeneration`]).
+        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): single images.
+        blocks (`int`): how many blocks.
+
+    Returns:
+        `torch.Tensor` of shape `(B, N, D)`: the states that enter the block with this number.
+    """
+    states = model.vision_model.embeddings(pixel_values)
+    for block in model.vision_model.encoder.layers[:blocks]:
+        states = block(states)
+    return states
+
+
+def take_vision_states(model: DeltaVLMForConditionalGeneration) -> None:
+    """
+    From now on the model's `forward` takes, in place of `pixel_values`, `vision_states` `(B, 2, N, D)`, of both
+    dates what enters the vision block `vision_states_block`. It goes on from there within its own call, so that what
+    wraps the model (`DistributedDataParallel`) sees the gradients of the blocks that train. Mixed precision must be
+    on around the call, as [`DeltaVLMTrainer`] has it: `accelerate` alone turns it on further in.
+    """
+    model.register_forward_pre_hook(_go_on_from_vision_states, with_kwargs=True)
+
+
+def _go_on_from_vision_states(model: DeltaVLMForConditionalGeneration, args: tuple, kwargs: dict[str, Any]):
+    states = kwargs.pop("vision_states", None)
+    if states is None:
+        return None
+    vision, first_block = model.vision_model, kwargs.pop("vision_states_block")
+    states = states.flatten(0, 1).to(model.query_tokens.dtype)  # (B, 2, N, D) -> (2B, N, D)
+    for block in vision.encoder.layers[first_block:]:
+        states = block(states)
+    size = (vision.config.image_size,) * 2
+    kwargs["pair_features"] = model.compare_dates(vision.post_layernorm(states), *size)
+    return args, kwargs
+
+
 class PrefixCache:
     """
     For each image the hidden state that enters the first vision block that trains.
 
     The blocks before it are frozen and preprocessing is the same each time, so that this state never changes: it is
-    computed once, instead of for every question on a pair and every epoch. `model(vision_states=...)` goes on from it.
+    computed once, instead of for every question on a pair and every epoch. The model goes on from it: see
+    [`take_vision_states`], which this calls.
 
     States are kept by the image's content in a folder named by all that they depend on: the weights of these blocks,
     the preprocessing and the precision. Other weights make another folder; nothing stale is read. A state counts
@@ -69,6 +113,7 @@ class PrefixCache:
                 "There are no vision states to cache: the first vision block or the embeddings train. Freeze them, as "
                 "`freeze(model)` does, or leave the cache out."
             )
+        take_vision_states(model)
         self.model: DeltaVLMForConditionalGeneration | None = model
         self.processor = processor
         self.dtype = dtype
@@ -161,7 +206,7 @@ class PrefixCache:
         decoded = [read_image(image) for image in images]
         pairs = [(image, image) for image in decoded]
         pixel_values = self.processor(images=pairs, return_tensors="pt")["pixel_values"][:, 0]
-        states = model.encode_vision_prefix(pixel_values.to(device, model.dtype), self.first_block)
+        states = encode_vision_prefix(model, pixel_values.to(device, model.dtype), self.first_block)
         states = states.to(self.dtype).cpu()
         return (states.view(torch.uint16) if self.dtype == torch.bfloat16 else states).numpy()
 

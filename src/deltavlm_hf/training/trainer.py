@@ -79,4 +79,5 @@ class DeltaVLMTrainer(Trainer):
         if model.training and plain and "labels" in inputs and "shift_labels" not in inputs:
             predicting = (inputs["labels"][:, 1:] != IGNORE_INDEX).any(0)
             inputs = {**inputs, "logits_to_keep": predicting.nonzero().squeeze(1)}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        with self.accelerator.autocast():  # which else begins only after `take_vision_states`
+            return super().compute_loss(model, inputs, *args, **kwargs)
