@@ -17,11 +17,13 @@ _DEPTH = 20  # of dicts in dicts
 # Bounds by what a number counts: the first pattern that a name matches, whole.
 _LARGEST = (
     (re.compile(r".*(_ids?|_index|theta|freq|base|alpha|seed|version|param\w*)"), 2**40),  # nothing is made of it
-    (re.compile(r".*(layers?|blocks?|depths?|stages?|heads?)"), 2**12),
+    (re.compile(r".*(layers?|blocks?|depths?|stages?)"), 2**10),
+    (re.compile(r".*heads?"), 2**12),
     (re.compile(r".*experts?(_per_tok\w*)?"), 2**14),
     (re.compile(r"num_query_tokens|(num_)?labels"), 2**14),
     (re.compile(r"(image|patch)_size"), 2**16),
     (re.compile(r".*(vocab|position|length|len|window|context|ctx|seq|token|pixel|sample|byte|hash)\w*"), 2**24),
+    (re.compile(r"(.*_)?num_.*"), 2**14),
     (re.compile(r".*"), 2**20),  # widths, and whatever else there is
 )
 # Each of these makes weights by itself: an integer, no bool, no text, and at least so much.
