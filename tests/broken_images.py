@@ -40,6 +40,12 @@ def text_bomb() -> bytes:
     return png_head(8, 8, *[chunk(b"zTXt", packed)] * 100, PNG[33:])
 
 
+def in_steps(scans: int) -> bytes:
+    """A JPEG whose last scan is sent again and again."""
+    data = encoded(NOISE, "JPEG", progressive=True)
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * scans + data[-2:]
+
+
 WHOLE_ALL_THE_SAME = ("PNG with a broken chunk", "PNG with broken EXIF")  # their pixels are
 COMPRESSION_123 = b"\x03\x01\x03\0\x01\0\0\0\x7b\0"
 BROKEN = {
@@ -78,6 +84,7 @@ BOMB = png_head(100_000, 100_000, chunk(b"IDAT", b""), chunk(b"IEND", b""))
 REFUSED = {  # by every reader of this package
     **{name: data for name, data in BROKEN.items() if name not in WHOLE_ALL_THE_SAME},
     "bomb": BOMB,
+    "JPEG of many scans": in_steps(100),
     "PostScript": encoded(NOISE, "EPS"),
     "four grey bands": tiff(np.zeros((4, 8, 8), np.uint8), planar=True, compression="deflate", photometric=1),
 }

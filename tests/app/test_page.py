@@ -14,11 +14,11 @@ import uuid
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 
 import httpx
 import pytest
+from broken_images import in_steps
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import EpsImagePlugin, Image, ImageFile
@@ -324,14 +324,6 @@ def png(width: int, height: int) -> bytes:
     rows = b"".join(packer.compress(bytes(1 + (width + 7) // 8)) for _ in range(height)) + packer.flush()
     header = width.to_bytes(4) + height.to_bytes(4) + bytes([1, 0, 0, 0, 0])
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-def in_steps(scans: int) -> bytes:
-    """A JPEG whose last scan is sent again and again."""
-    file = BytesIO()
-    Image.new("L", (64, 64)).save(file, "JPEG", progressive=True)
-    data = file.getvalue()
-    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * scans + data[-2:]
 
 
 def files_of(page) -> set[Path]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from local_hub import Hub
+from markdown_it import MarkdownIt
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import deltavlm_hf
@@ -246,6 +249,169 @@ class TestWhatGoesUp:
             Publication(tmp_path / "nowhere", REPO)
 
 
+class TestWhatStaysHere:
+    """Secrets behind the names of files that go up, and sources that are not where they seem to be."""
+
+    @pytest.fixture
+    def folder(self, tmp_path) -> Path:
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "token").write_text("hf_secret")
+        return Path(shutil.copytree(deltavlm_hf.tiny(), tmp_path / "model"))
+
+    def refused(self, folder: Path, words: str) -> str:
+        with pytest.raises(ValueError, match=words) as caught:
+            Publication(folder, REPO)
+        return str(caught.value)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["vocab.txt", "README.md", "config.json", "processor_config.json", "model.safetensors", "tokenizer_x.json"]
+        + ["a.jinja", "qformer_tokenizer/vocab.txt", "training_run.json", "LICENSE", "modeling_deltavlm.py"],
+    )
+    @pytest.mark.parametrize("target", ["../elsewhere/token", "absolute", "secrets.json", "nowhere"])
+    def test_links(self, target, name, folder, tmp_path):
+        (folder / "secrets.json").write_text("{}")
+        if name.endswith(".py"):
+            auto_map = {"AutoConfig": "configuration_deltavlm.X", "AutoModel": "modeling_deltavlm.Y"}
+            change(folder / "config.json", auto_map=auto_map)
+        target = tmp_path / "elsewhere" / "token" if target == "absolute" else target
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+        told = self.refused(folder, "has what is not sent to anyone")
+        assert f"{name} (a link to {target})" in told
+
+    def test_all_of_them_are_named(self, folder, tmp_path):
+        for name in ("vocab.txt", "merges.txt"):
+            (folder / name).symlink_to(tmp_path / "elsewhere" / "token")
+        os.mkfifo(folder / "added_tokens.json")
+        told = self.refused(folder, "vocab.txt .*")
+        assert "merges.txt (a link" in told and "added_tokens.json (no regular file)" in told
+
+    def test_folders_behind_a_link(self, folder, tmp_path):
+        (folder / "qformer_tokenizer").rename(tmp_path / "elsewhere" / "tokens")
+        (folder / "qformer_tokenizer").symlink_to(tmp_path / "elsewhere" / "tokens")
+        assert "qformer_tokenizer (a link to" in self.refused(folder, "not sent to anyone")
+
+    def test_other_things_are_listed_and_stay(self, folder, tmp_path):
+        for name in (".env", "token", "model.pt", "weights.pkl", ".git/config", "sub/vocab.txt", "id_rsa"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("secret")
+        (folder / "linked").symlink_to(tmp_path / "elsewhere")
+        publication = Publication(folder, REPO)
+        listed = publication.preview().partition("Not sent: ")[2].partition("\n")[0].split(", ")
+        assert {".env", "token", "model.pt", "weights.pkl", ".git", "sub", "id_rsa", "linked"} <= set(listed)
+        for name, content in publication.files().items():
+            assert b"secret" != (content if isinstance(content, bytes) else content.read_bytes()), name
+
+    @pytest.mark.parametrize("module", ["../elsewhere/code", "/etc/passwd", "{absolute}/elsewhere/code", "a--b", ""])
+    def test_code_elsewhere(self, module, folder, tmp_path):
+        (tmp_path / "elsewhere" / "code.py").write_text("secret = 1")
+        change(folder / "config.json", auto_map={"AutoModel": f"{module.format(absolute=tmp_path)}.X"})
+        files = Publication(folder, REPO).files()
+        assert not any(name.endswith(".py") for name in files)
+
+    def test_a_snapshot_of_the_cache(self, folder, tmp_path):
+        """Its files are links into the cache's own store, and these alone are followed."""
+        cache = tmp_path / "models--someone--changes"
+        snapshot = cache / "snapshots" / ("0" * 40)
+        for number, path in enumerate(path for path in folder.rglob("*") if path.is_file()):
+            (cache / "blobs").mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, cache / "blobs" / str(number))
+            (snapshot / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+            (snapshot / path.relative_to(folder)).symlink_to(cache / "blobs" / str(number))
+        assert set(Publication(folder, REPO).files()) == set(Publication(snapshot, REPO).files())
+        (snapshot / "vocab.txt").symlink_to(tmp_path / "elsewhere" / "token")
+        self.refused(snapshot, r"not sent to anyone.*: vocab.txt \(a link to [^,]*\)\.")
+
+    @pytest.mark.parametrize(
+        "place, revision, words",
+        [
+            ("base", None, "no Hub id with an owner"),
+            ("models/llama/7b", None, "no Hub id with an owner"),
+            ("someone/ba se", "0" * 40, "no Hub id with an owner"),
+            ("https://huggingface.co/someone/base", "0" * 40, "no Hub id with an owner"),
+            ("../base", "0" * 40, "which nobody else has"),
+            ("~/base", "0" * 40, "which nobody else has"),
+            ("C:\\base", "0" * 40, "which nobody else has"),
+            ("here/base", "0" * 40, "which nobody else has"),
+            ("someone/base", None, "needs a commit"),
+            ("someone/base", "main", "needs a commit"),
+            ("someone/base", "0" * 39, "needs a commit"),
+            ("someone/base", "v1." + "0" * 37, "needs a commit"),
+        ],
+    )
+    def test_sources_that_are_no_commit(self, place, revision, words, folder, tmp_path, monkeypatch):
+        (tmp_path / "here" / "base").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+        change(folder / "config.json", weight_sources=[{"name_or_path": place, "revision": revision}])
+        self.refused(folder, words)
+        sources = [{"name_or_path": "someone/base", "revision": "0" * 40}]
+        change(folder / "config.json", weight_sources=sources)
+        assert "`someone/base` at revision `0000" in Publication(folder, REPO).card.text
+
+    def test_the_commit_is_recorded_where_a_branch_was_named(self, folder, hub, tmp_path):
+        """A source of a source: named by its branch, and kept by its commit."""
+        assert publish(hub, tmp_path, deltavlm_hf.tiny(), "someone/base").returncode == 0
+        weights = load_file(folder / "model.safetensors")
+        save_file({"query_tokens": weights["query_tokens"] + 1}, folder / "model.safetensors", {"format": "pt"})
+        change(folder / "config.json", weight_sources=[{"name_or_path": "someone/base", "revision": "main"}])
+        code = (
+            "import sys\nfrom deltavlm_hf import DeltaVLMForConditionalGeneration as Model\n"
+            "from deltavlm_hf.training import freeze, leave_out_frozen\n"
+            "model = Model.from_pretrained(sys.argv[1])\nfreeze(model)\nleave_out_frozen(model)\n"
+            "model.save_pretrained(sys.argv[2])"
+        )
+        run(code, str(folder), str(tmp_path / "small"), hub=hub, home=tmp_path, hidden=False)
+        sources = json.loads((tmp_path / "small" / "config.json").read_text())["weight_sources"]
+        assert {"name_or_path": "someone/base", "revision": hub.sha("someone/base", "main")}.items() <= sources[
+            -1
+        ].items()
+
+    @pytest.mark.parametrize("name", ["../x", "a/b/c", "a b/c", 'a/b"\nimport os', ""])
+    def test_names_of_repositories_that_are_none(self, name, folder):
+        with pytest.raises(ValueError, match="[Rr]epo id"):
+            Publication(folder, name)
+
+
+def change(file: Path, **settings) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "[x](javascript:alert(1))",
+    "![x](https://evil/x.png)",
+    "` <script>alert(1)</script> `",
+    "``` \n<script>alert(1)</script>",
+    "a\n\n# Heading\n\n<script>",
+    "a | b |\n| c | [x](javascript:y)",
+    "x\n---\nlicense: mit\n---\n<script>",
+    "&lt;script&gt;<!-- ",
+    "\\<script>",
+    "\u2028<script>\x00",
+]
+
+
+class Page(HTMLParser):
+    """What a reader of Markdown makes of a card: its tags and links."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags: set[str] = set()
+        self.links: set[str | None] = set()
+
+    @classmethod
+    def of(cls, markdown: str) -> "Page":
+        page = cls()
+        page.feed(MarkdownIt("commonmark").enable("table").render(markdown))
+        return page
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.links |= {value for name, value in attributes if name in ("href", "src") or name.startswith("on")}
+
+
 class TestCard:
     def test_metadata_is_what_the_hub_reads(self):
         card = Publication(deltavlm_hf.tiny(), REPO, REPORT, "apache-2.0", ["someone/base"]).card
@@ -311,6 +477,37 @@ class TestCard:
         assert "| training.learning_rate | `0.0001` |" in text and "| model | `someone/base` |" in text
         assert "LEVIR-CC imagery: academic use only" in text and "CC-BY-4.0" in text
         assert "/home/me" not in text and str(tmp_path) not in text
+
+    @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+    def test_nothing_of_what_is_reported_becomes_markup(self, text, tmp_path):
+        folder = Path(shutil.copytree(deltavlm_hf.tiny(), tmp_path / "model"))
+        settings = {"training": {"learning_rate": text, text: 1, "a": [text]}, text: text, "data": {"source": text}}
+        (folder / "training_run.json").write_text(json.dumps(settings))
+        report = json.loads(REPORT.read_text())
+        report["settings"].update(data=text, limit=text, questions=text, history=text)
+        report["systems"]["model"] = report["systems"].pop("tiny")
+        report["systems"]["model"]["caption"]["protocol"] = text
+        (tmp_path / "report.json").write_text(json.dumps(report))
+        card = Publication(folder, REPO, tmp_path / "report.json", license=text, base_models=[text]).card
+        again = ModelCard(str(card))
+        assert again.data.license == text and again.data.base_model == [text] and again.data.pipeline_tag
+        plain = Publication(folder, REPO).card.text
+        page, expected = (Page.of(markdown) for markdown in (again.text, plain))
+        assert page.tags <= expected.tags | {"code"} and page.links == expected.links
+
+    def test_nothing_of_a_configuration_becomes_markup(self, tmp_path):
+        folder = Path(shutil.copytree(deltavlm_hf.tiny(), tmp_path / "model"))
+        config = (folder / "config.json").read_text()
+        for text in HOSTILE:
+            for settings in (
+                {"difference_module": text},
+                {"vision_config": text},
+                {"vision_config": {"image_size": text}},
+            ):
+                (folder / "config.json").write_text(config)
+                change(folder / "config.json", **settings)
+                with pytest.raises(ValueError):
+                    Publication(folder, REPO)
 
     def test_the_owners_own_card_is_kept(self, tmp_path):
         folder = Path(shutil.copytree(deltavlm_hf.tiny(), tmp_path / "model"))

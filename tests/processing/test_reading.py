@@ -12,12 +12,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from broken_images import BROKEN, NOISE, PNG, RGB, WHOLE_ALL_THE_SAME, chunk, encoded, png_head
+from broken_images import BROKEN, NOISE, PNG, RGB, WHOLE_ALL_THE_SAME, chunk, encoded, in_steps, png_head
 from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from deltavlm_hf.processing import reading
 from deltavlm_hf.processing.image_processing_deltavlm import DeltaVLMImageProcessor
-from deltavlm_hf.processing.reading import READING_ERRORS, image_size, read_image
+from deltavlm_hf.processing.reading import READING_ERRORS, check_image, image_size, read_image
 
 PROCESSOR = DeltaVLMImageProcessor(size={"height": 16, "width": 16})
 
@@ -117,6 +117,19 @@ def test_the_formats_that_are_read(tmp_path, kind):
     path.write_bytes(encoded(NOISE, kind))
     assert read_image(path).size == image_size(path) == (64, 64)
     assert np.array_equal(read_image(path), Image.open(path))
+
+
+def test_a_jpeg_goes_over_its_pixels_so_often_only():
+    """A megabyte of scans would take a minute; what looks like scans behind the end is not read."""
+    data = in_steps(20)
+    whole = read_image(data + b"\xff\xda\0\x02" * 1000)
+    assert np.array_equal(whole, read_image(data))
+    for few in (data, in_steps(30), encoded(NOISE, "JPEG", progressive=True, exif=b"Exif\0\0" + b"\xff\xda" * 500)):
+        assert image_size(few) == read_image(few).size == (64, 64)
+    for many in (in_steps(40), in_steps(5000), in_steps(100)[:-1000]):
+        for read in (read_image, image_size, lambda data: check_image(Image.open(io.BytesIO(data)))):
+            with pytest.raises(ValueError, match="a JPEG of more than 40 scans; save it again as another file"):
+                read(many)
 
 
 def test_16_bits_are_the_same_in_every_form(tmp_path):

@@ -32,6 +32,7 @@ from ..inference import ChangeSession, answer
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from ..processing.processing_deltavlm import Turn
+from ..processing.reading import FORMATS, READING_ERRORS, Refused, image_size, read_image
 from . import guard
 from .guard import Guard, Visit
 from .overlay import draw_cells, overlay_heat
@@ -46,9 +47,7 @@ TASKS = {
     "Ask": "What kinds of objects are new?",
     "Go on": FOLLOW_UPS[0],
 }
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")  # of Pillow; others run programs or nobody sends them
 MAX_PIXELS = 64_000_000  # of one image
-MAX_SCANS = 40  # of a JPEG; one that is sent in steps has about ten, and each costs a pass over all pixels
 LONGEST = 2048  # side of what is kept of an image while it is read; models see far less
 MAX_QUESTION = 1000  # characters
 MAX_SECONDS = 120  # for one answer
@@ -239,21 +238,19 @@ def _read(path: str, processor: DeltaVLMProcessor) -> Image.Image:
     """An upload as 8-bit RGB, decoded once, and only if its header promises an image of bounded size."""
     name = Path(path).name
     try:
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise _refusal(f"{name} has {width} x {height} pixels; at most {MAX_PIXELS:,} in all are taken.")
-            if image.format in ("JPEG", "MPO") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
-                raise _refusal(f"{name} is a JPEG of more than {MAX_SCANS} scans: save it again as another file.")
-            image.thumbnail((LONGEST, LONGEST))
-            pixels = processor.image_processor.process_image(image)  # (3, H, W), turned as EXIF says
+        width, height = image_size(path)
+        if width * height > MAX_PIXELS:
+            raise _refusal(f"{name} has {width} x {height} pixels; at most {MAX_PIXELS:,} in all are taken.")
+        image = read_image(path)
+        image.thumbnail((LONGEST, LONGEST))
+        pixels = processor.image_processor.process_image(image)  # (3, H, W)
     except gr.Error:
         raise
-    except Image.DecompressionBombError as error:
-        raise _refusal(f"{name} has far too many pixels; at most {MAX_PIXELS:,} in all are taken.") from error
     except FileNotFoundError as error:
         raise _refusal(f"{name} is no longer here; upload it again.") from error
-    except Exception as error:  # of any kind: what decoders meet has been made to break them
+    except READING_ERRORS as error:
+        if isinstance(error.__cause__, Refused):
+            raise _refusal(f"{name} is not taken: {str(error.__cause__).partition(';')[0]}.") from error
         raise _refusal(f"{name} is no image that can be read; {', '.join(FORMATS)} are taken.") from error
     return Image.fromarray(pixels.transpose(1, 2, 0))
 

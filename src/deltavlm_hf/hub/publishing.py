@@ -1,8 +1,10 @@
 """Putting a model on the Hub: which files go up, and a model card made of facts that lie in them."""
 
+import copy
 import fnmatch
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -10,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .. import tiny
-from ..modeling.weight_sources import open_weights, shape
+from ..modeling import DeltaVLMConfig
+from ..modeling.weight_sources import check_index, check_inside, open_weights, shape
 from ..training import SETTINGS_FILE
 
 CARD = "README.md"
@@ -36,6 +40,9 @@ FILES = (
     "vocab.json",
     "vocab.txt",
     "merges.txt",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
 )
 FOLDERS = ("", "qformer_tokenizer", "additional_chat_templates")
 # Licences of what a model may be made from, as their owners state them.
@@ -93,7 +100,8 @@ class Publication:
 
     Raises:
         FileNotFoundError: if the folder, one of its necessary files or the report is missing.
-        ValueError: if the weights point to a folder of this machine, or the report is of another model or form.
+        ValueError: if one of the files to send is a link or no file at all, if the weights point to anything but a
+            commit on the Hub, if `repo_id` or the configuration cannot be, or the report is of another model or form.
     """
 
     def __init__(
@@ -105,21 +113,21 @@ class Publication:
         base_models: Sequence[str] = (),
     ):
         self.folder, self.repo_id = Path(folder), repo_id
+        validate_repo_id(repo_id)
         names = _files_in(self.folder)
         for needed in ((CONFIG_NAME,), (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), ("processor_config.json",)):
             if not set(needed) & set(names):
                 raise FileNotFoundError(
                     f"{self.folder} is no saved model with its processor: {' or '.join(needed)} is missing."
                 )
+        self._refuse([name for name in names if _loads(name) or name in (*FOLDERS, SETTINGS_FILE)])
         self.config = _read_settings(self.folder / CONFIG_NAME)
+        DeltaVLMConfig.from_dict(copy.deepcopy(self.config))  # or an error that says what is wrong with it
+        for name in names:
+            if fnmatch.fnmatch(name, "*.index*.json"):
+                check_index(self.folder / name)
         sources = self.config.get("weight_sources") or []
-        here = [source["name_or_path"] for source in sources if os.path.isabs(source["name_or_path"])]
-        if here:
-            raise ValueError(
-                f"This checkpoint's other weights are in {', '.join(here)}, which nobody else has. Publish the whole: "
-                "load it and save it with `save_pretrained(..., only_trained=False)`; or name Hub ids in their place: "
-                "from_pretrained(..., weight_sources=[...])."
-            )
+        _check_sources(sources)
         self.base_models = list(dict.fromkeys([*(source["name_or_path"] for source in sources), *base_models]))
         self.license = license
         called = {self.folder.name, repo_id.rpartition("/")[2]}
@@ -127,6 +135,7 @@ class Publication:
             called.add("tiny")
         self.report = _read_report(Path(report), called) if report else None
         code = self._code()
+        self._refuse([name for name in names if name in code])
         self.names = [name for name in names if name in code or _loads(name)]
         self.left = sorted(
             {name.partition("/")[0] for name in names} - {name.partition("/")[0] for name in self.names}
@@ -134,13 +143,25 @@ class Publication:
         own = self.folder / CARD
         self.card = ModelCard.load(own) if own.exists() else self._make_card()
 
+    def _refuse(self, names: Sequence[str]) -> None:
+        """What would be sent by one of these names, and is no file of this folder."""
+        strange = {name: _strange(self.folder / name) for name in names}
+        if found := [f"{name} ({what})" for name, what in strange.items() if what]:
+            raise ValueError(
+                f"{self.folder} has what is not sent to anyone, by the names of files that are: {', '.join(found)}. "
+                "Put the files themselves there, or save the model anew: load it, `save_pretrained` to another folder."
+            )
+
     def _code(self) -> set[str]:
         """The files of code that configuration and processor name, and those that these import."""
         code = set()
         for name in (CONFIG_NAME, "processor_config.json"):
-            for place in _read_settings(self.folder / name).get("auto_map", {}).values():
-                file = self.folder / f"{place.partition('.')[0]}.py"
-                if file.exists():
+            places = _read_settings(self.folder / name).get("auto_map")
+            for place in places.values() if isinstance(places, dict) else ():
+                module = str(place).partition(".")[0]
+                file = self.folder / f"{module}.py"
+                if module.isidentifier() and os.path.lexists(file):
+                    self._refuse([file.name])
                     code |= {file.name, *(Path(one).name for one in get_relative_import_files(file))}
         return code
 
@@ -192,7 +213,7 @@ class Publication:
     def _make_card(self) -> ModelCard:
         results = _eval_results(self.report) if self.report else []
         run = self.folder / SETTINGS_FILE
-        settings = json.loads(run.read_text()) if run.exists() else None
+        settings = _read_settings(run) if run.exists() else None
         data = ModelCardData(
             language="en",
             license=self.license,
@@ -246,15 +267,17 @@ ChangeChat-105k knows: captions, yes or no, counts, 3x3 grid, open questions, di
             "## What it is made of",
             "",
             f"- {count:,} parameters in these files",
-            f"- vision encoder: {vision.get('num_hidden_layers', 39)} blocks, {vision.get('image_size', 224)} pixels",
-            f"- difference module: {self.config.get('difference_module', 'csrm')}",
-            f"- language model: {text.get('model_type', 'llama')}, {text.get('num_hidden_layers', 32)} layers",
+            f"- vision encoder: {_text(vision.get('num_hidden_layers', 39))} blocks, "
+            f"{_text(vision.get('image_size', 224))} pixels",
+            f"- difference module: {_text(self.config.get('difference_module', 'csrm'))}",
+            f"- language model: {_text(text.get('model_type', 'llama'))}, "
+            f"{_text(text.get('num_hidden_layers', 32))} layers",
         ]
         for source in self.config.get("weight_sources") or []:
-            revision = f" at revision `{source['revision']}`" if source.get("revision") else ""
-            lines.append(f"- the other weights are read from `{source['name_or_path']}`{revision}")
-        lines += ["", "## Licences", "", f"These weights: `{self.license}`. The code: Apache-2.0."]
-        lines += [f"- `{name}`: {LICENCES.get(name, 'see its own card')}" for name in self.base_models]
+            place, revision = _as_code(source["name_or_path"]), _as_code(source["revision"])
+            lines.append(f"- the other weights are read from {place} at revision {revision}")
+        lines += ["", "## Licences", "", f"These weights: {_as_code(self.license)}. The code: Apache-2.0."]
+        lines += [f"- {_as_code(name)}: {LICENCES.get(name, 'see its own card')}" for name in self.base_models]
         return "\n".join(lines)
 
     def _limits(self) -> str:
@@ -267,7 +290,60 @@ ChangeChat-105k knows: captions, yes or no, counts, 3x3 grid, open questions, di
 
 
 def _files_in(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """All that lies in a folder and is no folder of its own: links too, wherever they lead."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def _strange(path: Path) -> str:
+    """What a path is that is no regular file in its folder. Files of a snapshot in the Hub's cache are links there."""
+    if not path.is_symlink():
+        return "" if path.is_file() else "no regular file"
+    try:
+        check_inside(path)
+        inside = path.resolve().parent == path.parent.resolve()  # to what may not be sent by its own name
+    except ValueError:
+        inside = True
+    return f"a link to {os.readlink(path)}" if inside or not path.is_file() else ""
+
+
+def _check_sources(sources: Sequence[Mapping[str, Any]]) -> None:
+    """Whether others will get the same weights from there: from a commit of a repository that has an owner."""
+    for source in sources:
+        place, revision = source["name_or_path"], source.get("revision")
+        if os.path.isabs(place) or os.path.exists(place) or place.startswith((".", "~")) or "\\" in place:
+            raise ValueError(
+                f"This checkpoint's other weights are in {place}, which nobody else has. Publish the whole: "
+                "load it and save it with `save_pretrained(..., only_trained=False)`; or publish those weights first "
+                f"and name them in `weight_sources` of {CONFIG_NAME}, with their commit: "
+                '"name_or_path": "owner/name", "revision": "..."'
+            )
+        try:
+            validate_repo_id(place)
+            with_owner = "/" in place
+        except HFValidationError:
+            with_owner = False
+        if not with_owner:
+            raise ValueError(
+                f"This checkpoint's other weights are in {place!r}, which is no Hub id with an owner (owner/name): "
+                f"anyone could come to own it. Correct `weight_sources` of {CONFIG_NAME}."
+            )
+        if not re.fullmatch("[0-9a-f]{40}", revision or ""):
+            raise ValueError(
+                f"This checkpoint's other weights are in {place}, whose owner could exchange them: `weight_sources` "
+                f"of {CONFIG_NAME} has the revision {revision!r}, and needs a commit, 40 hex digits. That of today: "
+                f"python -c \"from huggingface_hub import HfApi; print(HfApi().model_info('{place}').sha)\""
+            )
+
+
+def _text(value: Any) -> str:
+    """A value as text in Markdown: on one line, and none of it is taken for anything else, HTML above all."""
+    return re.sub(r"[][&<>|`*~!\\]|\b_|_\b", lambda found: f"&#{ord(found[0])};", " ".join(str(value).split()))
+
+
+def _as_code(value: Any) -> str:
+    """A value as code in Markdown, see [`_text`]."""
+    return f"`{value}`" if re.fullmatch(r"[\w .,:/+@=-]+", str(value)) else f"<code>{_text(value)}</code>"
 
 
 def _loads(name: str) -> bool:
@@ -332,18 +408,18 @@ def _figures(report: Mapping[str, Any] | None, results: Sequence[EvalResult]) ->
     if report is None:
         return "## Figures\n\nNone were measured."
     settings = report["settings"]
-    part = f", its first {settings['limit']} records" if settings.get("limit") else ""
-    questions = settings.get("questions", "verbatim")  # as they were before reports said so
+    part = f", its first {_text(settings['limit'])} records" if settings.get("limit") else ""
+    questions = _text(settings.get("questions", "verbatim"))  # as they were before reports said so
     lines = [
         "## Figures",
         "",
-        f"Measured by `deltavlm evaluate` on {settings['data']}{part}; questions: {questions}; history of dialogues: "
-        f"{settings.get('history')}. Answers that do not parse count as wrong.",
+        f"Measured by `deltavlm evaluate` on {_text(settings['data'])}{part}; questions: {questions}; history of "
+        f"dialogues: {_text(settings.get('history'))}. Answers that do not parse count as wrong.",
         "",
         "| figure | value |",
         "|---|---:|",
     ]
-    return "\n".join([*lines, *(f"| {result.metric_name} | {result.metric_value} |" for result in results)])
+    return "\n".join([*lines, *(f"| {_text(result.metric_name)} | {result.metric_value} |" for result in results)])
 
 
 def _training(settings: Mapping[str, Any] | None) -> str:
@@ -355,7 +431,7 @@ def _training(settings: Mapping[str, Any] | None) -> str:
         for name, value in fields:
             local = name == "output_dir" or (isinstance(value, str) and os.path.isabs(value))
             if value is not None and not local:
-                rows.append(f"| {'.'.join(filter(None, (section, name)))} | `{value}` |")
+                rows.append(f"| {_text('.'.join(filter(None, (section, name))))} | {_as_code(value)} |")
     data = settings.get("data") or {}
     licence = f"\n\n{DATA_LICENCE}." if data.get("source") else ""
     return "\n".join(["## Training", "", "| setting | value |", "|---|---|", *rows]) + licence
@@ -370,7 +446,6 @@ def _product(numbers: Sequence[int]) -> int:
 
 def _with_code(folder: Path) -> dict[str, Path | bytes]:
     """Configuration, processor and the code that they name, for a folder that was saved without."""
-    from ..modeling import DeltaVLMConfig
     from ..processing import DeltaVLMProcessor
     from .folder import save_without_weights
 

@@ -1,9 +1,14 @@
 """Configuration of DeltaVLM: the facts needed to rebuild its weights."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+from .bounds import check_file, check_sizes, check_sources
+from .lora import check_lora
 
 DIFFERENCE_MODULES = ("csrm", "concat")
 
@@ -50,8 +55,8 @@ class DeltaVLMConfig(PreTrainedConfig):
             the model's. `save_pretrained` fills it in, `from_pretrained` makes the adapter of it.
 
     Raises:
-        ValueError: if a file or dict is of another model, `difference_module` is unknown, or the vision width does not
-            suit `spatial_position_codes`.
+        ValueError: if a file or dict is of another model or asks for what `bounds.py` refuses, `difference_module` is
+            unknown, or the vision width does not suit `spatial_position_codes`.
     """
 
     model_type = "deltavlm"
@@ -83,6 +88,8 @@ class DeltaVLMConfig(PreTrainedConfig):
     language_model_lora: dict | None = None
 
     def __post_init__(self, **kwargs):
+        given = {**vars(self), **kwargs}
+        self._check({name: value for name, value in given.items() if not isinstance(value, PreTrainedConfig)})
         if self.qformer_config is None:
             self.qformer_config = {"vocab_size": 30523}
         super().__post_init__(**kwargs)
@@ -99,12 +106,31 @@ class DeltaVLMConfig(PreTrainedConfig):
                 f"`difference_module` is {self.difference_module!r}, expected one of {', '.join(DIFFERENCE_MODULES)}."
             )
 
+        self.check()
+
+    def check(self) -> None:
+        """
+        Whether what it asks for, by now, can be built. Models ask before they are.
+
+        Raises:
+            ValueError: naming the setting that cannot be.
+        """
+        self._check(self.to_dict())
+
+    @staticmethod
+    def _check(settings: dict[str, Any]) -> None:
+        if settings.get("language_model_lora") is not None:
+            check_lora(settings["language_model_lora"])
+        check_sources(settings.get("weight_sources") or [])
+        check_sizes(settings)
+
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As in Transformers, which however takes another model's configuration, with defaults for what it lacks."""
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(f"Expected the configuration of a {cls.model_type!r} model, got a {model_type!r}.")
+        check_file(config_dict)
         try:
             return super().from_dict(config_dict, **kwargs)
         except StrictDataclassError as error:

@@ -9,11 +9,14 @@ tokens of the Q-Former, L tokens of the language model.
     change tokens in place of the placeholders, prompt -> language_model -> answer
 """
 
+import copy
 import inspect
+import json
 import math
 import os
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -31,7 +34,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.instructblip.modeling_instructblip import BaseModelOutputWithVisionQformerOutputs
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, find_adapter_config_file
 from transformers.utils.hub import extract_commit_hash
 
 from .cache_name import CACHE, named_by_transformers
@@ -40,15 +43,17 @@ from .configuration_deltavlm import DeltaVLMConfig
 from .csrm import Concatenation, CrossSemanticRelationMeasuring, current_name
 from .explain import explain
 from .generation_deltavlm import DeltaVLMGenerationMixin
-from .lora import IN_NAMES, lora_settings, make_lora_config, without_adapter
+from .lora import IN_NAMES, check_adapter, lora_settings, make_lora_config, without_adapter
 from .saving import loading, replacing
 from .spatial_codes import add_spatial_codes
-from .weight_sources import DOWNLOAD, add_missing, open_weights
+from .weight_sources import DOWNLOAD, add_missing, check_indexes, open_weights, shape
 
 # `Trainer` shifts labels under label smoothing for the classes that are named here, and for no others.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[DeltaVLMConfig.model_type] = "DeltaVLMForConditionalGeneration"
 
 _BY_AUTO_CLASSES = {"config", "adapter_kwargs", "trust_remote_code"}  # what they pass beside the caller's arguments
+_PLACE = {*DOWNLOAD, "revision", "subfolder", "variant"}
+_MOST_COMPUTED = 2**32  # bytes of tables that no file holds
 _MODULE = __name__.rpartition(".")[2]  # this file, as a saved folder's `auto_map` names it
 
 
@@ -125,6 +130,10 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
         folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
         try:
             with loading(folder):
+                if pretrained_model_name_or_path is not None:
+                    check_indexes(
+                        pretrained_model_name_or_path, **{name: kwargs[name] for name in _PLACE & kwargs.keys()}
+                    )
                 loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             model = loaded[0] if isinstance(loaded, tuple) else loaded
             if model.config.language_model_lora:
@@ -146,7 +155,7 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
     @classmethod
     def _can_be_built(cls, pretrained_model_name_or_path, **kwargs) -> bool:
         """Whether the settings in a folder, without what the caller adds to them, are those of a model."""
-        where = {name: kwargs[name] for name in (*DOWNLOAD, "revision", "subfolder") if name in kwargs}
+        where = {name: kwargs[name] for name in _PLACE - {"variant"} & kwargs.keys()}
         try:
             config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **where)
             with torch.device("meta"):
@@ -159,6 +168,22 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
 
     def _restore_lora(self) -> None:
         """Nothing, where there is no language model."""
+
+    def load_adapter(self, peft_model_id=None, *args, load_config=None, **kwargs):
+        """As in Transformers. `from_pretrained` loads an adapter that lies in a folder only if it is a plain LoRA."""
+        if load_config is not None and peft_model_id is not None:  # not asked for by the caller, but by a file
+            where = {**(load_config.download_kwargs or {}), **(kwargs.get("adapter_kwargs") or {})}
+            found = find_adapter_config_file(
+                peft_model_id, **{name: where[name] for name in _PLACE - {"variant"} & where.keys()}
+            )
+            try:
+                check_adapter(json.loads(Path(found).read_text()))
+            except ValueError as error:
+                raise ValueError(
+                    f"There is an adapter beside the model, which is not loaded unasked: {error} Remove {found}; to "
+                    "load it nevertheless, if you trust it, call `load_adapter` on the model without."
+                ) from error
+        return super().load_adapter(peft_model_id, *args, load_config=load_config, **kwargs)
 
     @staticmethod
     def _finalize_model_loading(model, load_config, loading_info):
@@ -173,15 +198,25 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
                 f"The weight {name} has shape {tuple(found)}, but the configuration asks for {tuple(expected)}. "
                 f"{ways_out}"
             )
-        loading_info = InstructBlipPreTrainedModel._finalize_model_loading(model, load_config, loading_info)
-        if missing := sorted(loading_info.missing_keys):
+        # Told before any of them is made: a configuration can ask for more than there is memory.
+        expected = copy.copy(loading_info)
+        model._adjust_missing_and_unexpected_keys(expected)
+        tied = model.all_tied_weights_keys
+        elsewhere = tied.keys() | {owner for name, owner in tied.items() if name not in loading_info.missing_keys}
+        if missing := sorted(expected.missing_keys - elsewhere):
             raise ValueError(
                 f"{len(missing)} of the model's weights are not in its files, among them {missing[0]}. {ways_out}"
             )
-        return loading_info
+        return InstructBlipPreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
+        tables = sum(table.nbytes for _, table in model.named_non_persistent_buffers())
+        if tables > _MOST_COMPUTED:
+            raise ValueError(
+                f"The configuration asks for {tables} bytes of tables that are computed, such as masks and positions; "
+                f"at most {_MOST_COMPUTED} are made. Look at `max_position_embeddings` and its like."
+            )
         sources, renamed = model.config.weight_sources or [], False
         if checkpoint_files:  # the commit, where they came from the Hub
             model.weights_revision = extract_commit_hash(str(checkpoint_files[0]), None)
@@ -307,6 +342,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^language_model\."]
 
     def __init__(self, config: DeltaVLMConfig):
+        config.check()
         super().__init__(config)
         self._add_parts(config)
         self.post_init()
@@ -486,15 +522,23 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
     def _restore_lora(self) -> None:
         # From here PEFT knows which kind of layer to put around a quantised one.
         self.language_model.is_loaded_in_4bit = getattr(self, "is_loaded_in_4bit", False)
-        self.language_model.add_adapter(make_lora_config(self.config.language_model_lora))
+        settings = dict(self.config.language_model_lora or {}, init_lora_weights=True)  # others change the base too
+        with torch.device("meta"):  # nothing is made that the files do not hold
+            self.language_model.add_adapter(make_lora_config(settings))
         weights = self.__dict__.pop("_lora_weights", {})
-        expected = {name for name in self.state_dict() if IN_NAMES in name}
-        if weights.keys() != expected:
+        expected = {name: shape(weight) for name, weight in self.state_dict().items() if IN_NAMES in name}
+        found = {name: shape(weight) for name, weight in weights.items()}
+        if found != expected:
+            differing = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
             raise ValueError(
                 "The weights of the language model's LoRA adapter do not fit `language_model_lora` of its "
-                f"configuration: {len(expected)} expected, {len(weights)} found."
+                f"configuration: {len(expected)} expected, {len(found)} found; {differing[0]} has shape "
+                f"{found.get(differing[0])}, expected {expected.get(differing[0])}."
             )
-        self.load_state_dict(weights, strict=False)
+        for name, weight in weights.items():
+            base = self.get_submodule(name.partition(IN_NAMES)[0]).get_base_layer().weight
+            weights[name] = weight.to(base.device, base.dtype if base.is_floating_point() else None)
+        self.load_state_dict(weights, strict=False, assign=True)
         self.language_model.requires_grad_(False).eval()  # what is added is in training mode
 
     def _get_name(self) -> str:

@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file, logging
 
+from .bounds import is_file_name
 from .csrm import current_name
 from .saving import finish_saving
 
@@ -34,7 +35,77 @@ logger = logging.get_logger(__name__)
 
 _FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 DOWNLOAD = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
+_LARGEST_INDEX = 2**26  # bytes
 _BLOCK = 2**24  # values of a weight that are compared at once
+
+
+def check_index(index: str | os.PathLike) -> dict[str, str]:
+    """
+    The files that an index of shards names, by weight.
+
+    Raises:
+        ValueError: if it is damaged, or if one of them is not a file beside it.
+    """
+    index = Path(index)
+    if index.stat().st_size > _LARGEST_INDEX:
+        raise ValueError(f"{index} has {index.stat().st_size} bytes, too many for an index.")
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        shards = set(weight_map.values())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is damaged, get it anew: {error!r}") from error
+    for shard in shards:
+        if not is_file_name(shard) or not shard.endswith((".safetensors", ".bin")):
+            raise ValueError(
+                f"{index} names {shard!r:.100}, expected files of weights beside it, by their plain names."
+            )
+        check_inside(index.parent / shard)
+    return weight_map
+
+
+def check_inside(file: str | os.PathLike) -> None:
+    """
+    Raises `ValueError` if a file is a link to outside of its folder, unless both are the cache's own, whose folders
+    consist of links.
+    """
+    file = Path(file)
+    folder = file.parent.resolve()
+    cached = [place.parent / "blobs" for place in folder.parents if place.name == "snapshots"]
+    if (place := file.resolve().parent) not in (folder, *cached):
+        raise ValueError(f"{file} is a link to {place}, outside of its folder. Put the file itself there.")
+
+
+def check_indexes(name: str | os.PathLike, subfolder: str = "", variant: str | None = None, **download_kwargs) -> None:
+    """
+    Every index of shards in a folder, or those that `from_pretrained` would read of a Hub id, see [`check_index`].
+
+    Args:
+        name (`str` or `os.PathLike`): the folder, or a Hub id.
+        subfolder (`str`, *optional*), variant (`str`, *optional*): as for `from_pretrained`.
+        download_kwargs: see [`find_files`], and `revision`.
+    """
+    if os.path.exists(name):
+        for index in Path(name, subfolder).glob("*.index*.json"):
+            check_index(index)
+        return
+    options = {key: value for key, value in download_kwargs.items() if key in (*DOWNLOAD, "revision")}
+    for file in _FILES:
+        if not file.endswith(".index.json"):
+            continue
+        try:
+            index = cached_file(
+                name,
+                file.replace(".index.", f".index.{variant}.") if variant else file,
+                subfolder=subfolder,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                **options,
+            )
+        except OSError:  # which `from_pretrained` tells better
+            return
+        if index is not None:
+            check_index(index)
 
 
 def find_files(
@@ -64,7 +135,7 @@ def find_files(
             continue
         if not file.endswith(".index.json"):
             return [path]
-        weight_map = json.loads(Path(path).read_text())["weight_map"]
+        weight_map = check_index(path)
         prefix = source.get("prefix", "")
         shards = {shard for weight, shard in weight_map.items() if wanted(current_name(prefix + weight))}
         return [cached_file(name, shard, revision=revision, **options) for shard in sorted(shards)]

@@ -9,10 +9,12 @@ from transformers import AutoTokenizer, BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 from transformers.tokenization_utils_base import AddedToken
-from transformers.utils import PROCESSOR_NAME
+from transformers.utils import PROCESSOR_NAME, cached_file
 
+from .chat_template import check_chat_template, render_chat
 from .image_processing_deltavlm import DeltaVLMImageProcessor
 from .saving import loading, replacing  # a link to that of the model: each folder's files travel alone
+from .tokenizer_check import FILES, MAX_PADDING, check_tokenizer
 
 IMAGE_TOKEN = "<image>"
 IGNORE_INDEX = -100
@@ -22,6 +24,9 @@ FOLLOWED = {"padding", "padding_side", "max_length", "pad_to_multiple_of", "retu
 FOLLOWED |= {"truncation", "verbose", "sanitize_control_tokens"}
 ALWAYS = {"add_special_tokens", "return_attention_mask"}
 REFUSED = {*TextKwargs.__annotations__, "videos", "audio"} - FOLLOWED - ALWAYS
+# Of what `from_pretrained` takes: for finding files.
+_OF_FILES = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
+_UNLESS_MISSING = {"_raise_exceptions_for_missing_entries": False}
 IMAGE_SOURCES = ("image", "url", "path", "base64")
 
 # The authors' form of a conversation: "q: <question 1> a: <answer 1> q: <question 2>", then the answer.
@@ -35,6 +40,8 @@ CHAT_TEMPLATE = """\
         {%- for block in message['content'] if block['type'] == 'text' %}{{ block['text'] }}{% endfor -%}
     {%- endif -%}
 {%- endfor -%}"""
+
+_GOES_ON = "THE FINAL MESSAGE GOES ON "  # the space tells whether a template trims texts
 
 Turn = tuple[str, str]
 
@@ -90,6 +97,19 @@ def _read_chat(messages: Any) -> tuple[list, str, list[Turn], str | None]:
     answer = texts.pop() if len(texts) % 2 == 0 else None
     question = texts.pop()
     return images, question, list(zip(texts[::2], texts[1::2], strict=True)), answer
+
+
+def _goes_on(message: dict) -> dict:
+    """A message with a mark at the end of its text."""
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": content + _GOES_ON}
+    last = max((index for index, block in enumerate(content) if block["type"] == "text"), default=None)
+    if last is None:
+        raise ValueError("`continue_final_message`: the final message has no text to go on with.")
+    blocks = list(content)
+    blocks[last] = {**blocks[last], "text": blocks[last]["text"] + _GOES_ON}
+    return {**message, "content": blocks}
 
 
 def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
@@ -177,11 +197,12 @@ class DeltaVLMProcessor(ProcessorMixin):
                 tokenizer = getattr(processor, name)
                 if set(tokenizer.get_vocab().values()) <= tokenizer.added_tokens_decoder.keys():
                     raise ValueError(f"the vocabulary of `{name}` is missing")  # transformers goes on without
-            processor(text="", history=[("", "")])  # whether tokenizers and chat template can be used at all
+            check_chat_template(processor.chat_template)
+            processor(text="")  # whether the tokenizers can be used at all
             return processor
-        except (OSError, ImportError, MemoryError):
+        except (OSError, ImportError, MemoryError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # a damaged file makes its readers raise all kinds of errors
+        except BaseException as error:  # a damaged file makes its readers raise all kinds; Rust's are no Exception
             raise ValueError(
                 f"{os.fspath(pretrained_model_name_or_path)} cannot be loaded as a {cls.__name__}: one of its files "
                 f"is damaged or of another model ({type(error).__name__}: {error})"
@@ -204,6 +225,14 @@ class DeltaVLMProcessor(ProcessorMixin):
     def _load_tokenizer_from_pretrained(cls, name, pretrained_model_name_or_path, subfolder="", **kwargs):
         # Where the Q-Former's tokenizer cannot be read, transformers would give it the language model's.
         folder = subfolder if name == "tokenizer" else os.path.join(subfolder, name)
+        options = {option: value for option, value in kwargs.items() if option in _OF_FILES}
+        found = {
+            file: cached_file(pretrained_model_name_or_path, file, subfolder=folder, **options, **_UNLESS_MISSING)
+            for file in FILES
+        }
+        if found[FILES[0]] is None:
+            raise OSError(f"{pretrained_model_name_or_path} has no {os.path.join(folder, FILES[0])}.")
+        check_tokenizer({file: path for file, path in found.items() if path is not None})
         return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=folder, **kwargs)
 
     def __call__(
@@ -245,6 +274,14 @@ class DeltaVLMProcessor(ProcessorMixin):
         if text is None and (history is not None or answers is not None):
             raise ValueError("`history` and `answers` belong to a `text`, which is missing.")
         _refuse_unsupported(kwargs)
+        try:
+            return self._tensors(images, text, history, answers, is_complete, **kwargs)
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # of tokenizers, which is written in Rust
+            raise ValueError(f"The tokenizer cannot read this text: {error}") from error
+
+    def _tensors(self, images, text, history, answers, is_complete: bool, **kwargs) -> BatchFeature:
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         return_tensors = merged["text_kwargs"].pop("return_tensors", None)
         data = {}
@@ -302,13 +339,19 @@ class DeltaVLMProcessor(ProcessorMixin):
             labels.append([IGNORE_INDEX] * len(ids) + answer_ids)
 
         padding = text_kwargs.get("padding", False)
+        multiple = text_kwargs.get("pad_to_multiple_of") or 1
+        most = max(multiple, max_length if padding == "max_length" else 1)
+        if padding and most > MAX_PADDING:  # tokenizer_config.json may have these numbers, too
+            raise ValueError(
+                f"Padding to {most} tokens is asked for, at most {MAX_PADDING} are allowed: give `max_length`."
+            )
         side = text_kwargs.get("padding_side") or self.tokenizer.padding_side
         encoding = dict(
             self.tokenizer.pad(
                 {"input_ids": input_ids},
                 padding=padding,
                 max_length=max_length if padding == "max_length" else None,
-                pad_to_multiple_of=text_kwargs.get("pad_to_multiple_of"),
+                pad_to_multiple_of=multiple,
                 padding_side=side,
             )
         )
@@ -371,7 +414,27 @@ class DeltaVLMProcessor(ProcessorMixin):
             if not is_pair or not all(isinstance(text, str) for text in turn):
                 raise ValueError(f"`history` must hold (question, answer) pairs, got {turn!r:.80}.")
             messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-        return super().apply_chat_template([*messages, {"role": "user", "content": question}])
+        return self._render([*messages, {"role": "user", "content": question}])
+
+    def _render(
+        self, messages: list[dict], template: str | None = None, continue_final_message: bool = False, **variables
+    ) -> str:
+        """The text that the chat template makes of messages, as the base class would, but within bounds."""
+        known = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        template = known.get(template or "default", template)
+        if template is None:
+            raise ValueError(f"No chat template is the default: name one of {', '.join(map(repr, known))}.")
+        ((messages,), _) = self._normalize_conversations(messages)
+        if continue_final_message:
+            messages[-1] = _goes_on(messages[-1])
+        variables = {"add_generation_prompt": False, **self.tokenizer.special_tokens_map, **variables}
+        prompt = render_chat(template, messages, **variables)
+        if not continue_final_message:
+            return prompt
+        kept, found, rest = prompt.rpartition(_GOES_ON.strip())
+        if not found:
+            raise ValueError("`continue_final_message`: the chat template leaves the final message out.")
+        return kept if rest.startswith(" ") else kept.rstrip()
 
     def apply_chat_template(
         self,
@@ -391,7 +454,7 @@ class DeltaVLMProcessor(ProcessorMixin):
         Args:
             conversation: messages `{"role": "user" | "assistant", "content": text or blocks}` that take turns,
                 beginning with the user. A chat holds two images, before and after, or none.
-            chat_template (`str`, *optional*): only without `tokenize`, see [`ProcessorMixin.apply_chat_template`].
+            chat_template (`str`, *optional*): only without `tokenize`: another template, or the name of one.
             add_generation_prompt (`bool`, *optional*): that an answer is to follow, for which the prompt needs nothing
                 more. Not after an assistant message.
             continue_final_message (`bool`, *optional*): whether a final assistant message is the beginning of the
@@ -426,9 +489,11 @@ class DeltaVLMProcessor(ProcessorMixin):
         if continue_final_message and (None in answers or continue_final_message not in (True, "content")):
             raise ValueError("`continue_final_message=True` needs a chat that ends with an assistant's message.")
         if not tokenize:
+            if kwargs.pop("sanitize_control_tokens", None):
+                raise ValueError("`sanitize_control_tokens` needs `tokenize=True`, where it is always done.")
             kwargs.update(add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message)
-            kwargs.update(processor_kwargs=processor_kwargs, return_tensors=return_tensors)
-            return super().apply_chat_template(conversation, chat_template=chat_template, **kwargs)
+            prompts = [self._render(chat, chat_template, **kwargs) for chat in chats]
+            return prompts[0] if chats[0] is conversation else prompts
         if chat_template is not None:
             raise ValueError("Set `processor.chat_template` to tokenize with another template.")
         options = {**(processor_kwargs or {}), **kwargs}

@@ -7,23 +7,26 @@ import base64
 import errno
 import io
 import os
+import re
 import stat
 import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import httpx
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000", "PPM")
 READING_ERRORS = (OSError, ValueError)
 
+MAX_SCANS = 40  # of a JPEG; one that is sent in steps has about ten, and each costs a pass over all pixels
 MAX_DOWNLOAD = 512 * 2**20  # bytes of an image behind a URL
 MAX_SECONDS = 120  # that fetching one may take, 30 of them without a sign of life
 _NEITHER = "neither PNG, JPEG, TIFF, WebP, GIF, BMP, JPEG 2000 nor PPM, or damaged at its beginning"
@@ -34,6 +37,8 @@ _JPEG2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")
 _PPM = tuple(b"P" + kind for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"f", b"F"))
 _BEGINNINGS = (*_TIFF, *_JPEG2000, *_PPM, b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
 
+_MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")  # of a JPEG, within pixels and between them
+
 # TIFF's tags, and what it calls numbers.
 _SUBFILE, _WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 258, 259, 262, 266
 _STRIPS, _SAMPLES, _PLANAR, _TILES, _EXTRA, _SAMPLE_FORMAT = 273, 277, 284, 324, 338, 339
@@ -41,7 +46,7 @@ _NUMBERS = {1: "unsigned integers", 2: "signed integers", 3: "floats", 5: "compl
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6
 
 
-class _Refused(ValueError):
+class Refused(ValueError):
     """An image that may be sound and is not taken all the same; the message has the way out."""
 
 
@@ -82,17 +87,21 @@ def image_size(source: Any) -> tuple[int, int]:
 
 def check_image(image: Image.Image) -> None:
     """
-    Raises a ValueError for an image above Pillow's own bound, where Pillow itself warns up to twice the bound, and for
-    a TIFF of which Pillow takes too few bands or mixes them up.
+    Raises a ValueError for an image above Pillow's own bound, where Pillow itself warns up to twice the bound, for a
+    JPEG that has not been decoded and would take a pass over all pixels many times, and for a TIFF of which Pillow
+    takes too few bands or mixes them up.
     """
     pixels = image.width * image.height
     if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
-        raise _Refused(
-            f"{image.width} x {image.height} = {pixels} pixels, at most {Image.MAX_IMAGE_PIXELS} are allowed "
+        raise Refused(
+            f"{image.width} x {image.height} pixels, at most {Image.MAX_IMAGE_PIXELS} in all are allowed "
             "(decompression bomb?); cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         )
+    file = image.fp if isinstance(image, JpegImageFile) else None  # none any more when it has been decoded
+    if file is not None and _scans(file) > MAX_SCANS:
+        raise Refused(f"a JPEG of more than {MAX_SCANS} scans; save it again as another file")
     if isinstance(image, TiffImageFile) and (fault := _misread(image, image.tag_v2)):
-        raise _Refused(f"{_describe(image.tag_v2)}, {fault}; {_AS_ARRAY}")
+        raise Refused(f"{_describe(image.tag_v2)}, {fault}; {_AS_ARRAY}")
 
 
 def open_file(path: str | os.PathLike) -> io.BufferedReader:
@@ -132,7 +141,7 @@ def _opened(source: Any) -> Iterator[Image.Image]:
             raise
         except UnidentifiedImageError as error:
             raise UnidentifiedImageError(f"{said} (cannot identify image file: {_NEITHER}); {way_out}") from error
-        except _Refused as error:
+        except Refused as error:
             raise ValueError(f"{said}: {error}") from error
         except BaseException as error:  # readers raise all kinds on damaged files; Rust's panics are no Exception
             raise ValueError(f"{said} ({_reason(error)}); {way_out}") from error
@@ -225,18 +234,35 @@ def _open(file: BinaryIO) -> Image.Image:
         raise ValueError("it is empty")
     try:
         image = Image.open(file, formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise
+    except Image.DecompressionBombError as error:
+        raise Refused(f"far too many pixels (decompression bomb?); cut it into tiles: {error}") from error
     except Exception as error:
         reason = _unreadable(file)
         if reason is not None:
-            raise _Refused(f"{reason}, which Pillow cannot read; {_AS_ARRAY}") from error
+            raise Refused(f"{reason}, which Pillow cannot read; {_AS_ARRAY}") from error
         raise
     check_image(image)
     if image.format == "JPEG2000" and image.mode in ("LA", "PA", "RGBA") and not _declares_alpha(file):
         bands = len(image.getbands())
-        raise _Refused(f"a JPEG 2000 of {bands} bands, of which Pillow would take the last for alpha; {_AS_ARRAY}")
+        raise Refused(f"a JPEG 2000 of {bands} bands, of which Pillow would take the last for alpha; {_AS_ARRAY}")
     return image
+
+
+def _scans(file: IO[bytes]) -> int:
+    """How often a JPEG goes over its pixels. Its markers are followed as libjpeg does, to the end or a fault."""
+    place = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(place)
+    scans, at = 0, 2
+    while marker := _MARKER.search(data, at):
+        at = marker.end()
+        if marker[0] in (b"\xff\xd8", b"\xff\xd9"):
+            break
+        if marker[0] != b"\xff\x01":  # the only one without content
+            scans += marker[0] == b"\xff\xda"
+            at += int.from_bytes(data[at : at + 2])
+    return scans
 
 
 def _unreadable(file: BinaryIO) -> str | None:

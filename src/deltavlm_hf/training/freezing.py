@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils.hub import extract_commit_hash
 
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..modeling.csrm import current_name
@@ -194,7 +195,8 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
                     same += here
                     digests[Path(file).name] = digest(file)
         if same:
-            described = {**source, "digests": digests}
+            commit = None if os.path.isdir(source["name_or_path"]) else extract_commit_hash(file, None)
+            described = {**source, "revision": commit or source.get("revision"), "digests": digests}
             needed.append({key: value for key, value in described.items() if value is not None})
         left_out += same
         for name in same:
