@@ -1,0 +1,42 @@
+"""Files and folders are written whole or not at all."""
+
+import pytest
+
+from deltavlm_hf.files import making, replacing, write_text, writing
+
+
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
+    path = tmp_path / "new folder" / "notes.txt"
+    write_text(path, "old: Straße\n")
+    with pytest.raises(RuntimeError), writing(path) as file:
+        file.write("half of the n")
+        raise RuntimeError
+    assert path.read_bytes() == "old: Straße\n".encode()
+    with writing(path) as file:
+        file.write("new\n")
+        assert path.read_text(encoding="utf-8").startswith("old")
+    assert [each.name for each in path.parent.iterdir()] == ["notes.txt"] and path.read_bytes() == b"new\n"
+
+
+def test_a_new_folder_is_not_there_until_it_is_complete(tmp_path):
+    folder = tmp_path / "made"
+    with pytest.raises(RuntimeError), making(folder) as new:
+        write_text(f"{new}/config.json", "{}")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with making(folder) as new:
+        write_text(f"{new}/config.json", "{}")
+        assert not folder.exists()
+    assert [each.name for each in folder.iterdir()] == ["config.json"]
+
+
+def test_an_empty_folder_is_filled_and_an_old_one_replaced(tmp_path):
+    with making(tmp_path) as new:
+        write_text(f"{new}/config.json", "1")
+    with pytest.raises(RuntimeError), replacing(tmp_path) as new:
+        write_text(f"{new}/config.json", "2")
+        raise RuntimeError
+    assert (tmp_path / "config.json").read_text() == "1"
+    with replacing(tmp_path) as new:
+        write_text(f"{new}/config.json", "2")
+    assert (tmp_path / "config.json").read_text() == "2"
