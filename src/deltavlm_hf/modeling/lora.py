@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from .bounds import check_name
 
 IN_NAMES = ".lora_"  # of a LoRA adapter's weights
@@ -150,3 +152,35 @@ def lora_settings(adapters: dict[str, Any]) -> dict[str, Any]:
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
     check_lora(settings)
     return settings
+
+
+def restore_lora(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    """
+    Puts the adapter of a checkpoint around the language model.
+
+    Args:
+        model ([`DeltaVLMForConditionalGeneration`]): loaded without it.
+        weights (`dict[str, torch.Tensor]`): of the adapter, by their names in the model.
+
+    Raises:
+        ValueError: if they are not those of an adapter with the settings in the model's configuration.
+    """
+    # From here PEFT knows which kind of layer to put around a quantised one.
+    model.language_model.is_loaded_in_4bit = getattr(model, "is_loaded_in_4bit", False)
+    settings = dict(model.config.language_model_lora or {}, init_lora_weights=True)  # others change the base too
+    with torch.device("meta"):  # nothing is made that the files do not hold
+        model.language_model.add_adapter(make_lora_config(settings))
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items() if IN_NAMES in name}
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if found != expected:
+        differing = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
+        raise ValueError(
+            "The weights of the language model's LoRA adapter do not fit `language_model_lora` of its "
+            f"configuration: {len(expected)} expected, {len(found)} found; {differing[0]} has shape "
+            f"{found.get(differing[0])}, expected {expected.get(differing[0])}."
+        )
+    for name, weight in weights.items():
+        base = model.get_submodule(name.partition(IN_NAMES)[0]).get_base_layer().weight
+        weights[name] = weight.to(base.device, base.dtype if base.is_floating_point() else None)
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.language_model.requires_grad_(False).eval()  # what is added is in training mode

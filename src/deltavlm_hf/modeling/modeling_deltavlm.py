@@ -9,51 +9,38 @@ tokens of the Q-Former, L tokens of the language model.
     change tokens in place of the placeholders, prompt -> language_model -> answer
 """
 
-import copy
 import inspect
-import json
 import math
-import os
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     Cache,
-    GenerationConfig,
     InstructBlipPreTrainedModel,
     InstructBlipQFormerModel,
     InstructBlipVisionModel,
 )
 from transformers import initialization as init
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.instructblip.modeling_instructblip import BaseModelOutputWithVisionQformerOutputs
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, find_adapter_config_file
-from transformers.utils.hub import extract_commit_hash
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .cache_name import CACHE, named_by_transformers
+from .checkpoints import CheckpointMixin
 from .checks import check, check_ids, check_pair_features, check_pixel_values, form_of_images
 from .configuration_deltavlm import DeltaVLMConfig
-from .csrm import Concatenation, CrossSemanticRelationMeasuring, current_name
+from .csrm import Concatenation, CrossSemanticRelationMeasuring
 from .explain import explain
 from .generation_deltavlm import DeltaVLMGenerationMixin
-from .lora import IN_NAMES, check_adapter, lora_settings, make_lora_config, without_adapter
-from .saving import loading, replacing
 from .spatial_codes import add_spatial_codes
-from .weight_sources import DOWNLOAD, add_missing, check_indexes, open_weights, shape
 
 # `Trainer` shifts labels under label smoothing for the classes that are named here, and for no others.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[DeltaVLMConfig.model_type] = "DeltaVLMForConditionalGeneration"
 
-_BY_AUTO_CLASSES = {"config", "adapter_kwargs", "trust_remote_code"}  # what they pass beside the caller's arguments
-_PLACE = {*DOWNLOAD, "revision", "subfolder", "variant"}
-_MOST_COMPUTED = 2**32  # bytes of tables that no file holds
 _MODULE = __name__.rpartition(".")[2]  # this file, as a saved folder's `auto_map` names it
 
 
@@ -91,11 +78,11 @@ def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
     return (torch.arange(attention_mask.shape[-1], device=attention_mask.device) - skipped).clamp(min=0)
 
 
-def _rest_frozen_parts(module: nn.Module) -> None:
+def _set_frozen_parts_to_eval(module: nn.Module) -> None:
     for child in module.children():
         parameters = list(child.parameters())
         if not parameters or any(parameter.requires_grad for parameter in parameters):
-            _rest_frozen_parts(child)
+            _set_frozen_parts_to_eval(child)
             continue
         child.eval()
         for part in child.modules():
@@ -103,10 +90,9 @@ def _rest_frozen_parts(module: nn.Module) -> None:
                 part.training = True
 
 
-class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
+class DeltaVLMPreTrainedModel(CheckpointMixin, InstructBlipPreTrainedModel):
     config: DeltaVLMConfig
     base_model_prefix = ""
-    weights_revision: str | None = None
     _no_split_modules = [*InstructBlipPreTrainedModel._no_split_modules, "CrossSemanticRelationMeasuring"]
 
     @torch.no_grad()
@@ -115,218 +101,13 @@ class DeltaVLMPreTrainedModel(InstructBlipPreTrainedModel):
         if isinstance(module, DeltaVLMModel):  # InstructBLIP leaves them at zero, from where they could not part
             init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """
-        As in Transformers; with the LoRA adapter that the language model was saved with, if it has one. New weights
-        where the files have none, or of another shape, are an error unless asked for: `ignore_mismatched_sizes=True`.
-
-        Raises:
-            OSError: if a file is missing, or another process saves to the folder meanwhile.
-            ValueError: if files are damaged, of another model or do not go together.
-
-        Errors of the call itself, such as an unknown argument, are those of Transformers.
-        """
-        folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
-        try:
-            with loading(folder):
-                if pretrained_model_name_or_path is not None:
-                    check_indexes(
-                        pretrained_model_name_or_path, **{name: kwargs[name] for name in _PLACE & kwargs.keys()}
-                    )
-                loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-            model = loaded[0] if isinstance(loaded, tuple) else loaded
-            if model.config.language_model_lora:
-                model._restore_lora()
-            return loaded
-        except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # a damaged file makes its readers raise all kinds of errors
-            by_caller = args or kwargs.keys() - _BY_AUTO_CLASSES or torch.empty(0).device.type == "meta"
-            if by_caller and not isinstance(error, ValueError):
-                if cls._can_be_built(pretrained_model_name_or_path, **kwargs):
-                    raise  # then it is not the files
-            reason = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            raise ValueError(
-                f"{os.fspath(pretrained_model_name_or_path or 'The model')} cannot be loaded as a "
-                f"{cls.__name__}: {reason}"
-            ) from error
-
-    @classmethod
-    def _can_be_built(cls, pretrained_model_name_or_path, **kwargs) -> bool:
-        """Whether the settings in a folder, without what the caller adds to them, are those of a model."""
-        where = {name: kwargs[name] for name in _PLACE - {"variant"} & kwargs.keys()}
-        try:
-            config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **where)
-            with torch.device("meta"):
-                cls._from_config(config)
-            with suppress(OSError):  # it need not be there
-                GenerationConfig.from_pretrained(pretrained_model_name_or_path, **where)
-        except Exception:
-            return False
-        return True
-
-    def _restore_lora(self) -> None:
-        """Nothing, where there is no language model."""
-
-    def load_adapter(self, peft_model_id=None, *args, load_config=None, **kwargs):
-        """As in Transformers. `from_pretrained` loads an adapter that lies in a folder only if it is a plain LoRA."""
-        if load_config is not None and peft_model_id is not None:  # not asked for by the caller, but by a file
-            where = {**(load_config.download_kwargs or {}), **(kwargs.get("adapter_kwargs") or {})}
-            found = find_adapter_config_file(
-                peft_model_id, **{name: where[name] for name in _PLACE - {"variant"} & where.keys()}
-            )
-            try:
-                check_adapter(json.loads(Path(found).read_text()))
-            except ValueError as error:
-                raise ValueError(
-                    f"There is an adapter beside the model, which is not loaded unasked: {error} Remove {found}; to "
-                    "load it nevertheless, if you trust it, call `load_adapter` on the model without."
-                ) from error
-        return super().load_adapter(peft_model_id, *args, load_config=load_config, **kwargs)
-
-    @staticmethod
-    def _finalize_model_loading(model, load_config, loading_info):
-        if load_config.ignore_mismatched_sizes or load_config.pretrained_model_name_or_path is None:
-            return InstructBlipPreTrainedModel._finalize_model_loading(model, load_config, loading_info)
-        ways_out = (
-            "Give it the configuration and the weights that belong together; to go on with new weights in their "
-            "place, which must be trained, pass ignore_mismatched_sizes=True."
-        )
-        for name, found, expected in sorted(loading_info.mismatched_keys):
-            raise ValueError(
-                f"The weight {name} has shape {tuple(found)}, but the configuration asks for {tuple(expected)}. "
-                f"{ways_out}"
-            )
-        # Told before any of them is made: a configuration can ask for more than there is memory.
-        expected = copy.copy(loading_info)
-        model._adjust_missing_and_unexpected_keys(expected)
-        tied = model.all_tied_weights_keys
-        elsewhere = tied.keys() | {owner for name, owner in tied.items() if name not in loading_info.missing_keys}
-        if missing := sorted(expected.missing_keys - elsewhere):
-            raise ValueError(
-                f"{len(missing)} of the model's weights are not in its files, among them {missing[0]}. {ways_out}"
-            )
-        return InstructBlipPreTrainedModel._finalize_model_loading(model, load_config, loading_info)
-
-    @staticmethod
-    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
-        tables = sum(table.nbytes for _, table in model.named_non_persistent_buffers())
-        if tables > _MOST_COMPUTED:
-            raise ValueError(
-                f"The configuration asks for {tables} bytes of tables that are computed, such as masks and positions; "
-                f"at most {_MOST_COMPUTED} are made. Look at `max_position_embeddings` and its like."
-            )
-        sources, renamed = model.config.weight_sources or [], False
-        if checkpoint_files:  # the commit, where they came from the Hub
-            model.weights_revision = extract_commit_hash(str(checkpoint_files[0]), None)
-            with ExitStack() as stack:
-                weights = open_weights(checkpoint_files, stack)  # which names the file that is damaged
-                if model.config.language_model_lora:
-                    model._lora_weights = {name: weight[...] for name, weight in weights.items() if IN_NAMES in name}
-                renamed = any(current_name(name) != name for name in weights)
-        if state_dict is not None:
-            state_dict = {current_name(name): weight for name, weight in state_dict.items()}
-        if state_dict is not None or not (sources or renamed):
-            return InstructBlipPreTrainedModel._load_pretrained_model(
-                model, state_dict, checkpoint_files, load_config, expected_keys
-            )
-        if "disk" in (load_config.device_map or {}).values():
-            raise ValueError(
-                "A small checkpoint, or one with names of weights that are no longer in use, cannot be offloaded to "
-                "disk: load it once without, and save it with `save_pretrained(..., only_trained=False)`."
-            )
-        with ExitStack() as stack:
-            weights = open_weights(checkpoint_files, stack)
-            weights = {current_name(name): weight for name, weight in weights.items()}
-            add_missing(weights, set(model.state_dict()), sources, stack, **(load_config.download_kwargs or {}))
-            weights = {name: weight for name, weight in weights.items() if IN_NAMES not in name}
-            if is_deepspeed_zero3_enabled():
-                weights = {name: weight[...] for name, weight in weights.items()}
-            return InstructBlipPreTrainedModel._load_pretrained_model(model, weights, None, load_config, expected_keys)
-
-    def keep_out_of_checkpoints(self, names: list[str], sources: list[dict]) -> None:
-        """
-        From now on `save_pretrained` writes small checkpoints.
-
-        Args:
-            names (`list[str]`): the weights that are left out.
-            sources (`list[dict]`): where `from_pretrained` will find them, see `weight_sources.py`.
-        """
-        self._keys_to_ignore_on_save = list(names)
-        self.config.weight_sources = list(sources)
-
-    def save_pretrained(
-        self,
-        save_directory,
-        is_main_process: bool = True,
-        state_dict: dict[str, torch.Tensor] | None = None,
-        *,
-        only_trained: bool = True,
-        **kwargs,
-    ):
-        """
-        As in Transformers. A LoRA adapter of the language model (`model.language_model.add_adapter(LoraConfig())`) is
-        saved with the rest, and `from_pretrained` restores it.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): the folder.
-            is_main_process, state_dict, kwargs: see [`~PreTrainedModel.save_pretrained`].
-            only_trained (`bool`, *optional*, defaults to `True`): after [`keep_out_of_checkpoints`], leave those
-                weights out, but for what trains by now. With `False`, or where that was not called, everything is
-                written.
-
-        The files are written apart and take the place of older ones when all are complete, see `saving.py`.
-
-        Raises:
-            OSError: if the folder cannot be written to; what was there before is untouched.
-            ValueError: if the weights that are left out lie in this very folder, if weights in 4-bit would have to be
-                written, though the rest is trained in full precision, or if the language model has another adapter
-                than a single LoRA.
-        """
-        if self._auto_class is not None:  # the folder carries its code
-            self.config.auto_map = dict(self.auto_map)
-        left_out, sources = self._keys_to_ignore_on_save, self.config.weight_sources
-        whole = not (only_trained and left_out)
-        if whole and getattr(getattr(self, "language_model", None), "is_quantized", False):
-            raise ValueError(
-                "The language model is in 4-bit around trained parts in full precision: save only what was trained "
-                "(`leave_out_frozen(model)`), load that without quantisation and save it whole."
-            )
-        adapters = getattr(getattr(self, "language_model", None), "peft_config", None)
-        if adapters:
-            self.config.language_model_lora = lora_settings(adapters)
-            tensors = self.state_dict() if state_dict is None else state_dict
-            state_dict = {without_adapter(name): tensor for name, tensor in tensors.items()}
-        if whole:
-            self._keys_to_ignore_on_save = self.config.weight_sources = None
-        else:
-            for source in sources:
-                if os.path.realpath(source["name_or_path"]) == os.path.realpath(save_directory):
-                    raise ValueError(
-                        f"A small checkpoint in {os.fspath(save_directory)!r} would take the place of the weights "
-                        "there that it leaves out: choose another folder, or save_pretrained(..., only_trained=False)."
-                    )
-            trained = {without_adapter(name) for name, weight in self.named_parameters() if weight.requires_grad}
-            self._keys_to_ignore_on_save = [name for name in left_out if name not in trained]
-        if kwargs.get("push_to_hub"):
-            kwargs.setdefault("repo_id", os.path.basename(save_directory))
-        try:
-            if not is_main_process or kwargs.get("distributed_checkpoint"):  # writes nothing, or together with others
-                super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
-            else:
-                with replacing(save_directory) as partial:
-                    super().save_pretrained(partial, is_main_process, state_dict, **kwargs)
-        finally:
-            self._keys_to_ignore_on_save, self.config.weight_sources = left_out, sources
-
     def train(self, mode: bool = True):
         """
         As in any module, but parts whose parameters are all frozen stay in evaluation mode: nothing drops out there.
         """
         super().train(mode)
         if mode:
-            _rest_frozen_parts(self)
+            _set_frozen_parts_to_eval(self)
         return self
 
 
@@ -518,28 +299,6 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
         super()._add_parts(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self._language_model_inputs = set(inspect.signature(self.language_model.forward).parameters)
-
-    def _restore_lora(self) -> None:
-        # From here PEFT knows which kind of layer to put around a quantised one.
-        self.language_model.is_loaded_in_4bit = getattr(self, "is_loaded_in_4bit", False)
-        settings = dict(self.config.language_model_lora or {}, init_lora_weights=True)  # others change the base too
-        with torch.device("meta"):  # nothing is made that the files do not hold
-            self.language_model.add_adapter(make_lora_config(settings))
-        weights = self.__dict__.pop("_lora_weights", {})
-        expected = {name: shape(weight) for name, weight in self.state_dict().items() if IN_NAMES in name}
-        found = {name: shape(weight) for name, weight in weights.items()}
-        if found != expected:
-            differing = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
-            raise ValueError(
-                "The weights of the language model's LoRA adapter do not fit `language_model_lora` of its "
-                f"configuration: {len(expected)} expected, {len(found)} found; {differing[0]} has shape "
-                f"{found.get(differing[0])}, expected {expected.get(differing[0])}."
-            )
-        for name, weight in weights.items():
-            base = self.get_submodule(name.partition(IN_NAMES)[0]).get_base_layer().weight
-            weights[name] = weight.to(base.device, base.dtype if base.is_floating_point() else None)
-        self.load_state_dict(weights, strict=False, assign=True)
-        self.language_model.requires_grad_(False).eval()  # what is added is in training mode
 
     def _get_name(self) -> str:
         # Of a subclass too, such as FSDP makes: `Trainer` looks it up, see MODEL_FOR_CAUSAL_LM_MAPPING_NAMES above.

@@ -75,37 +75,10 @@ def check_inside(file: str | os.PathLike) -> None:
         raise ValueError(f"{file} is a link to {place}, outside of its folder. Put the file itself there.")
 
 
-def check_indexes(name: str | os.PathLike, subfolder: str = "", variant: str | None = None, **download_kwargs) -> None:
-    """
-    Every index of shards in a folder, or those that `from_pretrained` would read of a Hub id, see [`check_index`].
-
-    Args:
-        name (`str` or `os.PathLike`): the folder, or a Hub id.
-        subfolder (`str`, *optional*), variant (`str`, *optional*): as for `from_pretrained`.
-        download_kwargs: see [`find_files`], and `revision`.
-    """
-    if os.path.exists(name):
-        for index in Path(name, subfolder).glob("*.index*.json"):
-            check_index(index)
-        return
-    options = {key: value for key, value in download_kwargs.items() if key in (*DOWNLOAD, "revision")}
-    for file in _FILES:
-        if not file.endswith(".index.json"):
-            continue
-        try:
-            index = cached_file(
-                name,
-                file.replace(".index.", f".index.{variant}.") if variant else file,
-                subfolder=subfolder,
-                _raise_exceptions_for_gated_repo=False,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-                **options,
-            )
-        except OSError:  # which `from_pretrained` tells better
-            return
-        if index is not None:
-            check_index(index)
+def check_indexes(folder: str | os.PathLike) -> None:
+    """Every index of shards in a folder, if it is one, see [`check_index`]."""
+    for index in Path(folder).glob("*.index*.json"):
+        check_index(index)
 
 
 def find_files(
