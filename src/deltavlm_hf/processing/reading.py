@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -248,7 +248,7 @@ def _open(file: BinaryIO) -> Image.Image:
     return image
 
 
-def _scans(file: BinaryIO) -> int:
+def _scans(file: IO[bytes]) -> int:
     """How often a JPEG goes over its pixels. Its markers are followed as libjpeg does, to the end or a fault."""
     place = file.tell()
     file.seek(0)
