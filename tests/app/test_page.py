@@ -277,7 +277,13 @@ class Visitor:
         self.page = page
         self.session = uuid.uuid4().hex
         # The proxy of a server is trusted when it runs on the same machine.
-        self.http = httpx.Client(base_url=page.local_url, timeout=SECONDS, headers={"X-Forwarded-For": address})
+        # The server closes connections after 5 idle seconds; by default httpx may still use them in that moment.
+        self.http = httpx.Client(
+            base_url=page.local_url,
+            timeout=SECONDS,
+            headers={"X-Forwarded-For": address},
+            limits=httpx.Limits(keepalive_expiry=2),
+        )
 
     def number(self, name: str) -> int:
         return next(number for number, function in self.page.fns.items() if function.api_name == name)

@@ -118,7 +118,8 @@ class CheckpointMixin(PreTrainedModel):
             loaded = PreTrainedModel._load_pretrained_model(
                 model, state_dict, checkpoint_files, load_config, expected_keys
             )
-            _check_complete(model, load_config, loaded[0])
+            if expected_keys is None:  # else an adapter is loaded into the model
+                _check_complete(model, load_config, loaded[0])
             return loaded
         if "disk" in (load_config.device_map or {}).values():
             raise ValueError(
@@ -132,7 +133,7 @@ class CheckpointMixin(PreTrainedModel):
             weights = {name: weight for name, weight in weights.items() if IN_NAMES not in name}
             if is_deepspeed_zero3_enabled():
                 weights = {name: weight[...] for name, weight in weights.items()}
-            loaded = PreTrainedModel._load_pretrained_model(model, weights, None, load_config, expected_keys)
+            loaded = PreTrainedModel._load_pretrained_model(model, weights, None, load_config)
         _check_complete(model, load_config, loaded[0])
         return loaded
 
