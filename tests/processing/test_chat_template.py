@@ -22,7 +22,7 @@ PLAIN = [{**message, "content": "Ünï\n" + str(message["content"])} for message
 
 # In the manner of the families of models that there are.
 FAMILIES = {
-    "authors": deltavlm_hf.processing.processing_deltavlm.CHAT_TEMPLATE,
+    "authors": deltavlm_hf.processing.conversation.CHAT_TEMPLATE,
     "chatml": "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
     "'<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
     "llama 2": "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system = "

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from deltavlm_hf import DeltaVLMProcessor
-from deltavlm_hf.processing.processing_deltavlm import normalize_text
+from deltavlm_hf.processing.conversation import normalize_text
 
 PLAIN = {"normalize_text": False, "qformer_prompt": "question"}
 

@@ -31,7 +31,7 @@ from ..data.scenes import generate_scene
 from ..inference import ChangeSession, answer
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
-from ..processing.processing_deltavlm import Turn
+from ..processing.conversation import Turn
 from ..processing.reading import FORMATS, READING_ERRORS, Refused, image_size, read_image
 from . import guard
 from .guard import Guard, Visit

@@ -24,7 +24,7 @@ from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..modeling.weight_sources import digest
 from ..processing import DeltaVLMProcessor
-from ..processing.processing_deltavlm import Turn
+from ..processing.conversation import Turn
 from ..processing.reading import READING_ERRORS, read_image
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from transformers.image_utils import ImageInput
 
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
-from ..processing.processing_deltavlm import Turn
+from ..processing.conversation import Turn
 
 _OUTPUTS = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
 _PAIRS_AT_ONCE = 8  # these keep an accelerator busy; more outgrow the caches of a CPU

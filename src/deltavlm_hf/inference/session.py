@@ -13,7 +13,7 @@ from ..modeling import DeltaVLMForConditionalGeneration
 from ..modeling.cache_name import CACHE
 from ..modeling.explain import DeltaVLMExplanation
 from ..processing import DeltaVLMProcessor
-from ..processing.processing_deltavlm import Turn
+from ..processing.conversation import Turn
 from .asking import answer, check_options, encode
 
 

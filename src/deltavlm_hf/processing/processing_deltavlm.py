@@ -1,7 +1,6 @@
 """Processor of DeltaVLM: image pairs, instructions and answers to tensors, and back."""
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Text
 from transformers.tokenization_utils_base import AddedToken
 from transformers.utils import PROCESSOR_NAME, cached_file
 
-from .chat_template import check_chat_template, render_chat
+from .chat_template import check_chat_template
+from .conversation import CHAT_TEMPLATE, IMAGE_SOURCES, Turn, normalize_text, read_chat, render, write_chat
 from .image_processing_deltavlm import DeltaVLMImageProcessor
 from .saving import loading, replacing  # a link to that of the model: each folder's files travel alone
 from .tokenizer_check import FILES, MAX_PADDING, check_tokenizer
@@ -27,89 +27,6 @@ REFUSED = {*TextKwargs.__annotations__, "videos", "audio"} - FOLLOWED - ALWAYS
 # Of what `from_pretrained` takes: for finding files.
 _OF_FILES = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
 _UNLESS_MISSING = {"_raise_exceptions_for_missing_entries": False}
-IMAGE_SOURCES = ("image", "url", "path", "base64")
-
-# The authors' form of a conversation: "q: <question 1> a: <answer 1> q: <question 2>", then the answer.
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-    {%- if not loop.first %}{{ ' ' }}{% endif -%}
-    {%- if message['role'] == 'user' %}{{ 'q: ' }}{% elif not loop.last %}{{ 'a: ' }}{% endif -%}
-    {%- if message['content'] is string -%}
-        {{ message['content'] }}
-    {%- else -%}
-        {%- for block in message['content'] if block['type'] == 'text' %}{{ block['text'] }}{% endfor -%}
-    {%- endif -%}
-{%- endfor -%}"""
-
-_GOES_ON = "THE FINAL MESSAGE GOES ON "  # the space tells whether a template trims texts
-
-Turn = tuple[str, str]
-
-
-def normalize_text(text: str) -> str:
-    """
-    The authors' text normaliser, which the released weights saw in training: lower case, `.!"()*#:;~` become spaces,
-    spaces are squeezed. Their cut after 50 words is left out: in a long dialogue it removes the question itself.
-    """
-    text = re.sub(r"([.!\"()*#:;~])", " ", text.lower())
-    return re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
-
-
-def _read_chat(messages: Any) -> tuple[list, str, list[Turn], str | None]:
-    """Images, the current question, the turns before it and its answer, if it has one."""
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise ValueError(f"A chat needs at least one message, a user's; got {messages!r:.60}.")
-    images, texts = [], []
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise ValueError(f"Message {index} must be a dict with 'role' and 'content', got {message!r:.60}.")
-        expected = "assistant" if index % 2 else "user"
-        if message.get("role") != expected:
-            raise ValueError(
-                f"Message {index} has the role {message.get('role')!r}, expected {expected!r}: questions and answers "
-                "take turns. There are no system or tool messages; say it in the question."
-            )
-        for name in ("tool_calls", "function_call"):
-            if message.get(name):
-                raise ValueError(f"Message {index} has {name!r}: DeltaVLM knows no tools.")
-        content = message.get("content")
-        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if not isinstance(blocks, (list, tuple)):
-            raise ValueError(f"Message {index} needs 'content', a string or a list of blocks; got {content!r:.60}.")
-        text = ""
-        for block in blocks:
-            kind = block.get("type") if isinstance(block, dict) else None
-            if kind == "text" and isinstance(block.get("text"), str):
-                text += block["text"]
-            elif kind == "image":
-                images.append(next((block[key] for key in IMAGE_SOURCES if block.get(key) is not None), None))
-            elif kind == "image_url":
-                url = block.get("image_url")
-                images.append(url.get("url") if isinstance(url, dict) else url)
-            else:
-                raise ValueError(
-                    f"Message {index} has a block of type {kind!r}, expected {{'type': 'text', 'text': ...}} or an "
-                    f"image; got {block!r:.80}."
-                )
-        texts.append(text)
-    if len(images) not in (0, 2):
-        raise ValueError(f"A chat needs two images, before and after; got {len(images)}.")
-    answer = texts.pop() if len(texts) % 2 == 0 else None
-    question = texts.pop()
-    return images, question, list(zip(texts[::2], texts[1::2], strict=True)), answer
-
-
-def _goes_on(message: dict) -> dict:
-    """A message with a mark at the end of its text."""
-    content = message["content"]
-    if isinstance(content, str):
-        return {**message, "content": content + _GOES_ON}
-    last = max((index for index, block in enumerate(content) if block["type"] == "text"), default=None)
-    if last is None:
-        raise ValueError("`continue_final_message`: the final message has no text to go on with.")
-    blocks = list(content)
-    blocks[last] = {**blocks[last], "text": blocks[last]["text"] + _GOES_ON}
-    return {**message, "content": blocks}
 
 
 def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
@@ -382,7 +299,7 @@ class DeltaVLMProcessor(ProcessorMixin):
         turns = [] if history is None else list(history)
         sizes: list[int] = []
         while True:
-            prompt = normalize(question if history is None else self._flatten(turns, question))
+            prompt = normalize(question if history is None else self._prompt(write_chat(turns, question)))
             ids = self.tokenizer(prompt, split_special_tokens=True, verbose=False)["input_ids"]
             excess = len(ids) - room
             if excess <= 0:
@@ -403,38 +320,16 @@ class DeltaVLMProcessor(ProcessorMixin):
 
     def _most_tokens(self, turns: Sequence[Turn], normalize) -> list[int]:
         """For each turn no fewer tokens than a prompt has for it, where tokens may reach across its ends."""
-        alone = [normalize(self._flatten([turn], "")) for turn in turns]
+        alone = [normalize(self._prompt(write_chat([turn], ""))) for turn in turns]
         ids = self.tokenizer(alone, split_special_tokens=True, verbose=False)["input_ids"]
         return [max(len(text.encode()), len(row)) for text, row in zip(alone, ids, strict=True)]
 
-    def _flatten(self, turns: Sequence[Turn], question: str) -> str:
-        messages = []
-        for turn in turns:
-            is_pair = isinstance(turn, (tuple, list)) and len(turn) == 2
-            if not is_pair or not all(isinstance(text, str) for text in turn):
-                raise ValueError(f"`history` must hold (question, answer) pairs, got {turn!r:.80}.")
-            messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-        return self._render([*messages, {"role": "user", "content": question}])
-
-    def _render(
-        self, messages: list[dict], template: str | None = None, continue_final_message: bool = False, **variables
-    ) -> str:
-        """The text that the chat template makes of messages, as the base class would, but within bounds."""
+    def _prompt(self, messages: list[dict], template: str | None = None, **variables) -> str:
         known = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         template = known.get(template or "default", template)
         if template is None:
             raise ValueError(f"No chat template is the default: name one of {', '.join(map(repr, known))}.")
-        ((messages,), _) = self._normalize_conversations(messages)
-        if continue_final_message:
-            messages[-1] = _goes_on(messages[-1])
-        variables = {"add_generation_prompt": False, **self.tokenizer.special_tokens_map, **variables}
-        prompt = render_chat(template, messages, **variables)
-        if not continue_final_message:
-            return prompt
-        kept, found, rest = prompt.rpartition(_GOES_ON.strip())
-        if not found:
-            raise ValueError("`continue_final_message`: the chat template leaves the final message out.")
-        return kept if rest.startswith(" ") else kept.rstrip()
+        return render(template, messages, **{**self.tokenizer.special_tokens_map, **variables})
 
     def apply_chat_template(
         self,
@@ -480,7 +375,7 @@ class DeltaVLMProcessor(ProcessorMixin):
         if not conversation:
             raise ValueError("The conversation is empty: a chat needs at least one message, a user's.")
         chats = list(conversation) if isinstance(conversation[0], (list, tuple)) else [conversation]
-        images, texts, histories, answers = map(list, zip(*map(_read_chat, chats), strict=True))
+        images, texts, histories, answers = map(list, zip(*map(read_chat, chats), strict=True))
         if add_generation_prompt and answers != [None] * len(chats):
             raise ValueError(
                 "With `add_generation_prompt` a chat ends with a question; this one has its answer. Leave the flag "
@@ -492,7 +387,7 @@ class DeltaVLMProcessor(ProcessorMixin):
             if kwargs.pop("sanitize_control_tokens", None):
                 raise ValueError("`sanitize_control_tokens` needs `tokenize=True`, where it is always done.")
             kwargs.update(add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message)
-            prompts = [self._render(chat, chat_template, **kwargs) for chat in chats]
+            prompts = [self._prompt(chat, chat_template, **kwargs) for chat in chats]
             return prompts[0] if chats[0] is conversation else prompts
         if chat_template is not None:
             raise ValueError("Set `processor.chat_template` to tokenize with another template.")
