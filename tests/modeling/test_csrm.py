@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deltavlm_hf.modeling.csrm import CrossSemanticRelationMeasuring
-from deltavlm_hf.modeling.spatial_codes import sincos_2d
+from deltavlm_hf.modeling.positions import sincos_2d
 
 
 def equations(module, before, after):

@@ -57,6 +57,14 @@ def check_pair_features(
         )
 
 
+def check_number_of_pairs(pairs: int, questions: int) -> None:
+    if pairs not in (1, questions):
+        raise ValueError(
+            f"Got {pairs} image pairs for {questions} instructions: give one pair for each instruction, or a single "
+            "pair for all."
+        )
+
+
 def check_ids(ids: torch.Tensor, vocabulary: float, tokenizer: str) -> None:
     if not is_tracing(ids) and (ids >= vocabulary).any():
         raise ValueError(

@@ -31,12 +31,12 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .cache_name import CACHE, named_by_transformers
 from .checkpoints import CheckpointMixin
-from .checks import check, check_ids, check_pair_features, check_pixel_values, form_of_images
+from .checks import check, check_ids, check_number_of_pairs, check_pair_features, check_pixel_values, form_of_images
 from .configuration_deltavlm import DeltaVLMConfig
 from .csrm import Concatenation, CrossSemanticRelationMeasuring
 from .explain import explain
 from .generation_deltavlm import DeltaVLMGenerationMixin
-from .spatial_codes import add_spatial_codes
+from .positions import add_spatial_codes, positions
 
 # `Trainer` shifts labels under label smoothing for the classes that are named here, and for no others.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[DeltaVLMConfig.model_type] = "DeltaVLMForConditionalGeneration"
@@ -68,14 +68,6 @@ class DeltaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
 
     def to_tuple(self) -> tuple:
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
-
-
-def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Positions `(B, L)` that padding takes no part in, unless it ends the sequence, where nothing follows."""
-    padding = attention_mask == 0
-    ends_sequence = padding.flip(-1).cumprod(-1).flip(-1).bool()
-    skipped = (padding & ~ends_sequence).cumsum(-1)
-    return (torch.arange(attention_mask.shape[-1], device=attention_mask.device) - skipped).clamp(min=0)
 
 
 def _set_frozen_parts_to_eval(module: nn.Module) -> None:
@@ -235,11 +227,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             dtypes = {self.query_tokens.dtype, self.vision_model.dtype}
             check_pair_features(pair_features, tokens, width, dtypes, any_size=interpolate_pos_encoding)
         questions = qformer_input_ids.shape[0]
-        if pair_features.shape[0] not in (1, questions):
-            raise ValueError(
-                f"Got {pair_features.shape[0]} image pairs for {questions} instructions: give one pair for each "
-                "instruction, or a single pair for all."
-            )
+        check_number_of_pairs(pair_features.shape[0], questions)
         pair_features = pair_features.expand(questions, -1, -1).to(self.query_tokens.dtype)
 
         query_tokens = self.query_tokens.expand(questions, -1, -1)  # (B, Q, d)
@@ -249,7 +237,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         qformer_outputs = self.qformer(
             input_ids=qformer_input_ids,
             attention_mask=torch.cat([query_mask, qformer_attention_mask], dim=1),  # (B, Q + T)
-            position_ids=_positions(qformer_attention_mask),  # padding may be on either side
+            position_ids=positions(qformer_attention_mask),  # padding may be on either side
             query_embeds=query_tokens,
             encoder_hidden_states=pair_features,
             return_dict=True,
@@ -415,7 +403,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             # A mask of these tokens alone says nothing of what a cache holds before them.
             if attention_mask.shape[1] > length or cache is None or cache.get_seq_length() == 0:
-                position_ids = _positions(attention_mask)[:, -length:]
+                position_ids = positions(attention_mask)[:, -length:]
 
         # Not among the parameters: `Trainer` asks a batch for every label that it finds there.
         shift_labels = kwargs.pop("shift_labels", None)

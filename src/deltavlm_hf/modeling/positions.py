@@ -1,7 +1,15 @@
-"""Fixed 2D position codes for the pair features (`DeltaVLMConfig.spatial_position_codes`)."""
+"""Where a token stands: among others in a padded row, and in the image (`DeltaVLMConfig.spatial_position_codes`)."""
 
 import torch
 from torch import nn
+
+
+def positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions `(B, L)` that padding takes no part in, unless it ends the sequence, where nothing follows."""
+    padding = attention_mask == 0
+    ends_sequence = padding.flip(-1).cumprod(-1).flip(-1).bool()
+    skipped = (padding & ~ends_sequence).cumsum(-1)
+    return (torch.arange(attention_mask.shape[-1], device=attention_mask.device) - skipped).clamp(min=0)
 
 
 def sincos_2d(height: int, width: int, hidden_size: int, device: torch.device | None = None) -> torch.Tensor:
