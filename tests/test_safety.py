@@ -251,7 +251,7 @@ LOUD = {"HF_DEBUG": "1", "TRANSFORMERS_VERBOSITY": "debug", "HF_HUB_VERBOSITY": 
 
 
 class TestSecrets:
-    """Keys of endpoints that write data: `data/test_write.py`. Tokens in a training run: `training/test_runs.py`."""
+    """Keys of endpoints: `data/writing/test_endpoint.py`. Tokens in a training run: `training/test_runs.py`."""
 
     @pytest.mark.parametrize("refused", [False, True])
     def test_publishing_does_not_tell_the_token(self, refused, tmp_path):

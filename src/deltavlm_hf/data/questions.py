@@ -237,8 +237,12 @@ def make_turns(
         answer = captions[int(rng.integers(len(captions)))]
     elif task == "binary":
         answer = _yes_no(_changed(facts, captions, task))
+    elif task == "count":
+        answer = format_count(_require_facts(facts, task))
+    elif task == "grid":
+        answer = format_grid(_require_facts(facts, task))
     else:
-        answer = (format_count if task == "count" else format_grid)(_require_facts(facts, task))
+        raise NotImplementedError(f"`make_turns` knows no answer to the task {task!r}.")
     return ((question, answer),)
 
 

@@ -20,7 +20,7 @@ BASELINES = ("no-change", "majority", "nearest")
 
 _SIDE = 16  # pixels that a difference is compared at
 _NOTHING = read_facts(np.zeros((9, 9), np.uint8), LEVIR)
-_NO_CHANGE_ANSWERS = {
+NO_CHANGE_ANSWERS = {
     "caption": NO_CHANGE[0],
     "binary": "no",
     "count": format_count(_NOTHING),
@@ -36,7 +36,7 @@ class NoChange:
         return None
 
     def answer(self, encoded, which, questions, histories) -> list[str]:
-        return [_NO_CHANGE_ANSWERS[question_task(question)] for question in questions]
+        return [NO_CHANGE_ANSWERS[question_task(question)] for question in questions]
 
 
 class Majority:
@@ -62,7 +62,7 @@ class Majority:
 
     def _most_frequent(self, question: str) -> str:
         counts = self.answers.get(question) or self.answers.get(question_task(question))
-        return counts.most_common(1)[0][0] if counts else _NO_CHANGE_ANSWERS[question_task(question)]
+        return counts.most_common(1)[0][0] if counts else NO_CHANGE_ANSWERS[question_task(question)]
 
 
 class Nearest:

@@ -12,7 +12,7 @@ from .answering import ModelAnswerer, predict, process_state
 from .captions import Protocol
 from .score import evaluate_predictions
 
-_FIGURES = {
+FIGURES = {
     "binary": ("accuracy", "f1"),
     "count": ("roads mae", "roads exact", "buildings mae", "buildings exact"),
     "grid": ("roads f1", "buildings f1"),
@@ -72,7 +72,7 @@ class AnswerMetrics(TrainerCallback):
 
 def figure_names(tasks: Sequence[str]) -> list[str]:
     """What [`AnswerMetrics`] may add for these tasks, without `eval_`: as `metric_for_best_model` may name it."""
-    return [_name(task, path) for task in tasks for path in _FIGURES[task]]
+    return [_name(task, path) for task in tasks for path in FIGURES[task]]
 
 
 def _name(task: str, path: str) -> str:
@@ -81,7 +81,7 @@ def _name(task: str, path: str) -> str:
 
 def _flatten(results: dict[str, dict]):
     for task, figures in results.items():
-        for path in _FIGURES[task]:
+        for path in FIGURES[task]:
             *groups, name = path.split()
             value = figures
             for group in groups:

@@ -73,7 +73,7 @@ def evaluate_predictions(
     results = {}
     for task, found in cases.items():
         if found:
-            results[task] = _SCORERS[task](found, protocol, intervals)
+            results[task] = SCORERS[task](found, protocol, intervals)
             results[task]["failed"] = sum(case.error is not None for case in found)
     return results, [case for found in cases.values() for case in found]
 
@@ -236,7 +236,7 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(". ")
 
 
-_SCORERS: dict[str, Callable[[list[Case], Protocol | None, bool], dict]] = {
+SCORERS: dict[str, Callable[[list[Case], Protocol | None, bool], dict]] = {
     "caption": _caption,
     "binary": _binary,
     "count": _count,

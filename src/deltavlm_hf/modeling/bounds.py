@@ -66,7 +66,7 @@ _SOURCE = {
 
 def check_sizes(settings: Mapping[str, Any]) -> None:
     """
-    Whether the sizes in a configuration are numbers, and such that a model of them can exist.
+    Refuses sizes that are no numbers, or such that no model has them.
 
     Args:
         settings (`Mapping`): of a model, with those of its parts as dicts in it.
@@ -109,8 +109,8 @@ def check_sizes(settings: Mapping[str, Any]) -> None:
 
 def check_file(settings: Mapping[str, Any]) -> None:
     """
-    Whether what a file says is settings alone: nothing by which Transformers would fetch or run code, or read other
-    files. The caller's own arguments are not asked: `from_pretrained(..., attn_implementation=...)` takes what it did.
+    Refuses what a file says beyond settings: that by which Transformers would fetch or run code, or read other files.
+    The caller's own arguments are not asked: `from_pretrained(..., attn_implementation=...)` takes what it did.
 
     Raises:
         ValueError: naming the setting.
@@ -154,7 +154,7 @@ def check_name(what: str, name: Any) -> None:
 
 def check_sources(sources: Any) -> None:
     """
-    Whether `config.weight_sources` has the form that `weight_sources.py` describes.
+    Refuses a `config.weight_sources` that is not of the form that `weight_sources.py` describes.
 
     Raises:
         ValueError: saying what is wrong.

@@ -17,19 +17,19 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils.hub import extract_commit_hash
 
 from .csrm import current_name
-from .lora import IN_NAMES, check_adapter, lora_settings, restore_lora, without_adapter
+from .lora import LORA_MARK, check_adapter, lora_settings, restore_lora, without_adapter
 from .saving import loading, replacing
 from .weight_sources import DOWNLOAD, add_missing, check_indexes, check_inside, open_weights
 
 _BY_AUTO_CLASSES = {"config", "adapter_kwargs", "trust_remote_code"}  # what they pass beside the caller's arguments
-_PLACE = {*DOWNLOAD, "revision", "subfolder"}
-_MOST_COMPUTED = 2**32  # bytes of tables that no file holds
+_FINDS_FILES = {*DOWNLOAD, "revision", "subfolder"}
+_MOST_TABLES = 2**32  # bytes of tables that no file holds
 
 
 class CheckpointMixin(PreTrainedModel):
     """`from_pretrained` and `save_pretrained` of DeltaVLM, with or without its language model."""
 
-    weights_revision: str | None = None
+    weights_revision: str | None = None  # the commit of the Hub that the weights are of
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -55,6 +55,7 @@ class CheckpointMixin(PreTrainedModel):
         except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a damaged file makes its readers raise all kinds of errors
+            # With arguments of the caller's own, or on the meta device, an error may be of the call, not of the files.
             by_caller = args or kwargs.keys() - _BY_AUTO_CLASSES or torch.empty(0).device.type == "meta"
             if by_caller and not isinstance(error, ValueError):
                 if cls._can_be_built(pretrained_model_name_or_path, **kwargs):
@@ -68,7 +69,7 @@ class CheckpointMixin(PreTrainedModel):
     @classmethod
     def _can_be_built(cls, pretrained_model_name_or_path, **kwargs) -> bool:
         """Whether the settings in a folder, without what the caller adds to them, are those of a model."""
-        where = {name: kwargs[name] for name in _PLACE & kwargs.keys()}
+        where = {name: kwargs[name] for name in _FINDS_FILES & kwargs.keys()}
         try:
             config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **where)
             with torch.device("meta"):
@@ -83,7 +84,9 @@ class CheckpointMixin(PreTrainedModel):
         """As in Transformers. `from_pretrained` loads an adapter that lies in a folder only if it is a plain LoRA."""
         if load_config is not None and peft_model_id is not None:  # not asked for by the caller, but by a file
             where = {**(load_config.download_kwargs or {}), **(kwargs.get("adapter_kwargs") or {})}
-            found = find_adapter_config_file(peft_model_id, **{name: where[name] for name in _PLACE & where.keys()})
+            found = find_adapter_config_file(
+                peft_model_id, **{name: where[name] for name in _FINDS_FILES & where.keys()}
+            )
             try:
                 check_adapter(json.loads(Path(found).read_text()))
             except ValueError as error:
@@ -95,11 +98,12 @@ class CheckpointMixin(PreTrainedModel):
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
+        """Where `from_pretrained` reads weights: those of other places join the folder's, old names become new."""
         tables = sum(table.nbytes for _, table in model.named_non_persistent_buffers())
-        if tables > _MOST_COMPUTED:
+        if tables > _MOST_TABLES:
             raise ValueError(
                 f"The configuration asks for {tables} bytes of tables that are computed, such as masks and positions; "
-                f"at most {_MOST_COMPUTED} are made. Look at `max_position_embeddings` and its like."
+                f"at most {_MOST_TABLES} are made. Look at `max_position_embeddings` and its like."
             )
         sources, renamed = model.config.weight_sources or [], False
         if checkpoint_files:
@@ -110,7 +114,7 @@ class CheckpointMixin(PreTrainedModel):
             with ExitStack() as stack:
                 weights = open_weights(checkpoint_files, stack)  # which names the file that is damaged
                 if model.config.language_model_lora:
-                    model._lora_weights = {name: weight[...] for name, weight in weights.items() if IN_NAMES in name}
+                    model._lora_weights = {name: weight[...] for name, weight in weights.items() if LORA_MARK in name}
                 renamed = any(current_name(name) != name for name in weights)
         if state_dict is not None:
             state_dict = {current_name(name): weight for name, weight in state_dict.items()}
@@ -130,7 +134,7 @@ class CheckpointMixin(PreTrainedModel):
             weights = open_weights(checkpoint_files, stack)
             weights = {current_name(name): weight for name, weight in weights.items()}
             add_missing(weights, set(model.state_dict()), sources, stack, **(load_config.download_kwargs or {}))
-            weights = {name: weight for name, weight in weights.items() if IN_NAMES not in name}
+            weights = {name: weight for name, weight in weights.items() if LORA_MARK not in name}
             if is_deepspeed_zero3_enabled():
                 weights = {name: weight[...] for name, weight in weights.items()}
             loaded = PreTrainedModel._load_pretrained_model(model, weights, None, load_config)
@@ -225,11 +229,11 @@ def _check_complete(model: PreTrainedModel, load_config, loading_info) -> None:
         raise ValueError(
             f"The weight {name} has shape {tuple(found)}, but the configuration asks for {tuple(expected)}. {ways_out}"
         )
-    expected = copy.copy(loading_info)
-    model._adjust_missing_and_unexpected_keys(expected)
+    counted = copy.copy(loading_info)
+    model._adjust_missing_and_unexpected_keys(counted)
     tied = model.all_tied_weights_keys
     elsewhere = tied.keys() | {owner for name, owner in tied.items() if name not in loading_info.missing_keys}
-    if missing := sorted(expected.missing_keys - elsewhere):
+    if missing := sorted(counted.missing_keys - elsewhere):
         raise ValueError(
             f"{len(missing)} of the model's weights are not in its files, among them {missing[0]}. {ways_out}"
         )

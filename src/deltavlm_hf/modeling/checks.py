@@ -7,8 +7,8 @@ import torch
 from transformers.utils import is_tracing, torch_compilable_check
 
 
-def form_of_images(**forms: Any) -> str | None:
-    """Which of the arguments that images may come in is given, if any."""
+def given_images(**forms: Any) -> str | None:
+    """Which of the arguments that images may come in is given, if any. Raises `ValueError` if there are several."""
     given = [name for name, value in forms.items() if value is not None]
     if len(given) > 1:
         *others, last = forms
@@ -19,7 +19,7 @@ def form_of_images(**forms: Any) -> str | None:
 
 
 def check_pixel_values(pixel_values: torch.Tensor, image_size: int, any_size: bool) -> None:
-    """Whether these are pairs, and of the size that the vision encoder was made for: it would not notice."""
+    """Raises `ValueError` unless these are pairs, of the vision encoder's size: it takes smaller ones in silence."""
     if pixel_values.ndim != 5 or pixel_values.shape[1:3] != (2, 3):
         raise ValueError(
             "`pixel_values` must be image pairs of shape (batch, 2, 3, height, width), before and after, as "
@@ -36,7 +36,7 @@ def check_pixel_values(pixel_values: torch.Tensor, image_size: int, any_size: bo
 def check_pair_features(
     pair_features: torch.Tensor, tokens: int, width: int, dtypes: set[torch.dtype], any_size: bool
 ) -> None:
-    """Whether a caller's features are of the form that this model would make now."""
+    """Raises `ValueError` unless a caller's features are of the form that this model makes."""
     if pair_features.ndim != 3 or pair_features.shape[-1] != width:
         raise ValueError(
             f"`pair_features` must have shape (batch, {tokens}, {width}), as `encode_pair` of this model gives; got "
@@ -58,6 +58,7 @@ def check_pair_features(
 
 
 def check_number_of_pairs(pairs: int, questions: int) -> None:
+    """Raises `ValueError` unless there is a pair for each instruction, or one for all."""
     if pairs not in (1, questions):
         raise ValueError(
             f"Got {pairs} image pairs for {questions} instructions: give one pair for each instruction, or a single "
@@ -66,6 +67,7 @@ def check_number_of_pairs(pairs: int, questions: int) -> None:
 
 
 def check_ids(ids: torch.Tensor, vocabulary: float, tokenizer: str) -> None:
+    """Raises `ValueError` for ids that a vocabulary does not have."""
     if not is_tracing(ids) and (ids >= vocabulary).any():
         raise ValueError(
             f"Token {ids.max()} is not in the model's vocabulary of {vocabulary}: the processor's `{tokenizer}` is "
@@ -73,8 +75,9 @@ def check_ids(ids: torch.Tensor, vocabulary: float, tokenizer: str) -> None:
         )
 
 
-def check(condition: torch.Tensor, message: Callable[[], str]) -> None:
+def check_placeholders(condition: torch.Tensor, message: Callable[[], str]) -> None:
+    """Raises `ValueError` where placeholders and images do not match; in a compiled graph an error without numbers."""
     if torch.compiler.is_compiling():  # where reading the condition, as below, would break the graph
-        torch._assert_async(condition, "Image placeholders and change tokens do not match.")
+        torch._assert_async(condition, "Image placeholders and images do not match.")
     else:
         torch_compilable_check(condition, message)

@@ -110,7 +110,7 @@ class DeltaVLMConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """
-        Whether what it asks for, by now, can be built. Models ask before they are.
+        Refuses what cannot be built. Models call this before they make their parts.
 
         Raises:
             ValueError: naming the setting that cannot be.

@@ -14,7 +14,7 @@ class _RefuseInvalidScores(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         torch_compilable_check(
-            scores.max() < math.inf,  # which NaN, the greatest of all, is not
+            scores.max() < math.inf,  # false for NaN, which `max` passes on
             "The language model's scores are NaN or infinite. Either weights are (a damaged file, a training run that "
             "diverged), or the pixels, or numbers left the range of float16: then try dtype=torch.bfloat16.",
         )
@@ -22,7 +22,7 @@ class _RefuseInvalidScores(LogitsProcessor):
 
 
 class DeltaVLMGenerationMixin(GenerationMixin):
-    """Takes `pair_features`, lets a repetition penalty count the answer alone, and refuses scores that are none."""
+    """`pair_features`, a repetition penalty that counts the answer alone, no scores that are NaN or infinite."""
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> dict:
         # Stock `generate` encodes when pixels are among the arguments, and drops every other argument of

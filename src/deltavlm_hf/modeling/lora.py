@@ -9,7 +9,7 @@ import torch
 
 from .bounds import check_name
 
-IN_NAMES = ".lora_"  # of a LoRA adapter's weights
+LORA_MARK = ".lora_"  # in the names of a LoRA adapter's weights
 _CIRCUMSTANCES = ("inference_mode", "base_model_name_or_path")
 _MOST_NAMES = 2**14
 
@@ -170,7 +170,7 @@ def restore_lora(model: Any, weights: dict[str, torch.Tensor]) -> None:
     settings = dict(model.config.language_model_lora or {}, init_lora_weights=True)  # others change the base too
     with torch.device("meta"):  # nothing is made that the files do not hold
         model.language_model.add_adapter(make_lora_config(settings))
-    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items() if IN_NAMES in name}
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items() if LORA_MARK in name}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     if found != expected:
         differing = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
@@ -180,7 +180,7 @@ def restore_lora(model: Any, weights: dict[str, torch.Tensor]) -> None:
             f"{found.get(differing[0])}, expected {expected.get(differing[0])}."
         )
     for name, weight in weights.items():
-        base = model.get_submodule(name.partition(IN_NAMES)[0]).get_base_layer().weight
+        base = model.get_submodule(name.partition(LORA_MARK)[0]).get_base_layer().weight
         weights[name] = weight.to(base.device, base.dtype if base.is_floating_point() else None)
     model.load_state_dict(weights, strict=False, assign=True)
     model.language_model.requires_grad_(False).eval()  # what is added is in training mode

@@ -11,6 +11,7 @@ tokens of the Q-Former, L tokens of the language model.
 
 import inspect
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -31,12 +32,21 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .cache_name import CACHE, named_by_transformers
 from .checkpoints import CheckpointMixin
-from .checks import check, check_ids, check_number_of_pairs, check_pair_features, check_pixel_values, form_of_images
+from .checks import (
+    check_ids,
+    check_number_of_pairs,
+    check_pair_features,
+    check_pixel_values,
+    check_placeholders,
+    given_images,
+)
 from .configuration_deltavlm import DeltaVLMConfig
 from .csrm import Concatenation, CrossSemanticRelationMeasuring
 from .explain import explain
+from .frozen_parts import set_frozen_parts_to_eval
 from .generation_deltavlm import DeltaVLMGenerationMixin
-from .positions import add_spatial_codes, positions
+from .lora import LORA_MARK
+from .positions import add_spatial_codes, position_ids_from_mask
 
 # `Trainer` shifts labels under label smoothing for the classes that are named here, and for no others.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[DeltaVLMConfig.model_type] = "DeltaVLMForConditionalGeneration"
@@ -70,18 +80,6 @@ class DeltaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-def _set_frozen_parts_to_eval(module: nn.Module) -> None:
-    for child in module.children():
-        parameters = list(child.parameters())
-        if not parameters or any(parameter.requires_grad for parameter in parameters):
-            _set_frozen_parts_to_eval(child)
-            continue
-        child.eval()
-        for part in child.modules():
-            if getattr(part, "gradient_checkpointing", False):  # which looks at its own module's mode
-                part.training = True
-
-
 class DeltaVLMPreTrainedModel(CheckpointMixin, InstructBlipPreTrainedModel):
     config: DeltaVLMConfig
     base_model_prefix = ""
@@ -90,7 +88,7 @@ class DeltaVLMPreTrainedModel(CheckpointMixin, InstructBlipPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, DeltaVLMModel):  # InstructBLIP leaves them at zero, from where they could not part
+        if isinstance(module, DeltaVLMModel):  # at zero, as InstructBLIP leaves them, all would learn the same
             init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
 
     def train(self, mode: bool = True):
@@ -99,7 +97,7 @@ class DeltaVLMPreTrainedModel(CheckpointMixin, InstructBlipPreTrainedModel):
         """
         super().train(mode)
         if mode:
-            _set_frozen_parts_to_eval(self)
+            set_frozen_parts_to_eval(self)
         return self
 
 
@@ -150,7 +148,8 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
 
     def compare_dates(self, vision_features: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """
-        From vision features to pair features (paper section 3.3): what [`encode_pair`] does after the vision encoder.
+        From vision features to pair features: what [`encode_pair`] does after the vision encoder (paper, visual
+        difference perception).
 
         Args:
             vision_features (`torch.Tensor` of shape `(2B, N, D)`): before and after of the first pair, and so on.
@@ -204,6 +203,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
                 `pixel_values`, what [`~DeltaVLMModel.encode_pair`] gave; a single pair answers all instructions.
             interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's, and for pair
                 features of such.
+            kwargs: `output_hidden_states` and `output_attentions`, of vision encoder and Q-Former.
 
         Returns:
             `BaseModelOutputWithVisionQformerOutputs`: `pooler_output` are the change tokens `(B, Q, d_llm)`,
@@ -211,10 +211,10 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             request, `hidden_states` and `attentions` are the vision encoder's, of `(2B, ...)`: before, after, ...
 
         Raises:
-            ValueError: unless one of `pixel_values` and `pair_features` is given, without `qformer_input_ids`, if
-                shapes do not go together, or if `pair_features` are of another size or precision.
+            ValueError: if not exactly one of `pixel_values` and `pair_features` is given, `qformer_input_ids` is
+                missing or has unknown ids, shapes do not go together, or `pair_features` are of another size or type.
         """
-        if form_of_images(pixel_values=pixel_values, pair_features=pair_features) is None:
+        if given_images(pixel_values=pixel_values, pair_features=pair_features) is None:
             raise ValueError("Give the images, as `pixel_values` or as `pair_features`.")
         if qformer_input_ids is None:
             raise ValueError("`qformer_input_ids` is missing: the Q-Former reads the instruction with the images.")
@@ -237,7 +237,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         qformer_outputs = self.qformer(
             input_ids=qformer_input_ids,
             attention_mask=torch.cat([query_mask, qformer_attention_mask], dim=1),  # (B, Q + T)
-            position_ids=positions(qformer_attention_mask),  # padding may be on either side
+            position_ids=position_ids_from_mask(qformer_attention_mask),  # padding may be on either side
             query_embeds=query_tokens,
             encoder_hidden_states=pair_features,
             return_dict=True,
@@ -281,7 +281,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
         "AutoModelForImageTextToText": f"{_MODULE}.DeltaVLMForConditionalGeneration",
         "AutoModelForMultimodalLM": f"{_MODULE}.DeltaVLMForConditionalGeneration",
     }
-    _keys_to_ignore_on_load_unexpected = [r"\.lora_"]
+    _keys_to_ignore_on_load_unexpected = [re.escape(LORA_MARK)]  # `restore_lora` loads them
 
     def _add_parts(self, config: DeltaVLMConfig) -> None:
         super()._add_parts(config)
@@ -311,8 +311,8 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
         # The placeholder may lie outside the language model's vocabulary.
         ids = input_ids.masked_fill(input_ids == self.config.image_token_id, 0)
         embeddings = self.get_input_embeddings()
-        if ids.shape[1] > 1:  # one token is the model's own
-            check_ids(ids, getattr(embeddings, "num_embeddings", math.inf), "tokenizer")  # an adapter hides it
+        if ids.shape[1] > 1:  # a single token has just been generated
+            check_ids(ids, getattr(embeddings, "num_embeddings", math.inf), "tokenizer")  # PEFT may wrap it
         return embeddings(ids)
 
     def _merge_change_tokens(
@@ -320,7 +320,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
     ) -> torch.Tensor:
         placeholders = input_ids == self.config.image_token_id  # (B, L)
         counts = placeholders.sum(-1)
-        check(
+        check_placeholders(
             (counts == change_tokens.shape[1]).all() & (counts.shape[0] == change_tokens.shape[0]),
             lambda: (
                 f"Image placeholders and change tokens do not match: the prompts hold {counts.tolist()} placeholders "
@@ -375,7 +375,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the prompt as `input_ids` or as `inputs_embeds`: exactly one of them.")
         features = (mm_encoder_outputs or {}).get("image")
-        given = form_of_images(pixel_values=pixel_values, pair_features=pair_features, mm_encoder_outputs=features)
+        given = given_images(pixel_values=pixel_values, pair_features=pair_features, mm_encoder_outputs=features)
         if given and inputs_embeds is not None:
             raise ValueError("`inputs_embeds` must hold the change tokens already: give no images beside them.")
         if given in ("pixel_values", "pair_features"):
@@ -395,7 +395,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
                 inputs_embeds = self._merge_change_tokens(input_ids, inputs_embeds, features.pooler_output)
             elif input_ids.shape[1] > 1:  # one token is a decoding step, whose images are in the cache
                 placeholders = (input_ids == self.config.image_token_id).sum()
-                check(
+                check_placeholders(
                     (placeholders == 0) | (cache is not None and cache.get_seq_length() > 0),
                     lambda: f"The prompts hold {placeholders} image placeholders, but there are 0 images.",
                 )
@@ -403,7 +403,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             # A mask of these tokens alone says nothing of what a cache holds before them.
             if attention_mask.shape[1] > length or cache is None or cache.get_seq_length() == 0:
-                position_ids = positions(attention_mask)[:, -length:]
+                position_ids = position_ids_from_mask(attention_mask)[:, -length:]
 
         # Not among the parameters: `Trainer` asks a batch for every label that it finds there.
         shift_labels = kwargs.pop("shift_labels", None)

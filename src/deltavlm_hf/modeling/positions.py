@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 
-def positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Positions `(B, L)` that padding takes no part in, unless it ends the sequence, where nothing follows."""
+def position_ids_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions `(B, L)`: padding before or among the tokens takes none; that after the last token counts on."""
     padding = attention_mask == 0
     ends_sequence = padding.flip(-1).cumprod(-1).flip(-1).bool()
     skipped = (padding & ~ends_sequence).cumsum(-1)

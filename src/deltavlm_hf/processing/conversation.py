@@ -1,8 +1,9 @@
 """
 A conversation in the forms that it has on its way: a user's messages, its turns, the prompt that a template makes.
 
-    messages -> read_chat -> images, question, turns, answer        (a user's chat, taken apart)
-    turns, question -> write_chat -> render -> prompt               (what models are trained on)
+    messages -> read_chat -> images, question, turns, answer    a user's chat, taken apart
+    turns, question -> write_chat -> render -> prompt           what models are trained on
+    messages -> render -> prompt                                a user's chat, only to be looked at
 """
 
 import re
@@ -40,7 +41,12 @@ def normalize_text(text: str) -> str:
 
 
 def read_chat(messages: Any) -> tuple[list, str, list[Turn], str | None]:
-    """Images, the current question, the turns before it and its answer, if it has one."""
+    """
+    Images, the current question, the turns before it and its answer, if it has one.
+
+    Raises:
+        ValueError: if a message is not of the form that `apply_chat_template` describes.
+    """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ValueError(f"A chat needs at least one message, a user's; got {messages!r:.60}.")
     images, texts = [], []
@@ -83,6 +89,22 @@ def read_chat(messages: Any) -> tuple[list, str, list[Turn], str | None]:
     return images, question, list(zip(texts[::2], texts[1::2], strict=True)), answer
 
 
+def write_chat(turns: Sequence[Turn], question: str) -> list[dict[str, str]]:
+    """
+    The messages of a dialogue that ends with a question.
+
+    Raises:
+        ValueError: if a turn is not a question with its answer.
+    """
+    messages = []
+    for turn in turns:
+        is_pair = isinstance(turn, (tuple, list)) and len(turn) == 2
+        if not is_pair or not all(isinstance(text, str) for text in turn):
+            raise ValueError(f"`history` must hold (question, answer) pairs, got {turn!r:.80}.")
+        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    return [*messages, {"role": "user", "content": question}]
+
+
 def _marked(message: dict) -> dict:
     """A message with a mark at the end of its text."""
     content = message["content"]
@@ -108,17 +130,6 @@ def _for_template(message: dict) -> dict:
             block = {"type": "image", "url": url.get("url") if isinstance(url, dict) else url}
         blocks.append(block)
     return {**message, "content": blocks}
-
-
-def write_chat(turns: Sequence[Turn], question: str) -> list[dict[str, str]]:
-    """The messages of a dialogue that ends with a question."""
-    messages = []
-    for turn in turns:
-        is_pair = isinstance(turn, (tuple, list)) and len(turn) == 2
-        if not is_pair or not all(isinstance(text, str) for text in turn):
-            raise ValueError(f"`history` must hold (question, answer) pairs, got {turn!r:.80}.")
-        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-    return [*messages, {"role": "user", "content": question}]
 
 
 def render(template: str, messages: list[dict], continue_final_message: bool = False, **variables: Any) -> str:

@@ -13,17 +13,17 @@ from transformers.utils import PROCESSOR_NAME, cached_file
 from .chat_template import check_chat_template
 from .conversation import CHAT_TEMPLATE, IMAGE_SOURCES, Turn, normalize_text, read_chat, render, write_chat
 from .image_processing_deltavlm import DeltaVLMImageProcessor
-from .saving import loading, replacing  # a link to that of the model: each folder's files travel alone
+from .saving import loading, replacing  # a symlink to modeling/saving.py: the Hub gets each folder's files alone
 from .tokenizer_check import FILES, MAX_PADDING, check_tokenizer
 
 IMAGE_TOKEN = "<image>"
 IGNORE_INDEX = -100
 QFORMER_PROMPTS = ("question", "dialogue")
 # Of what tokenizers take: followed or without effect on ids; done whatever is said; the rest is refused.
-FOLLOWED = {"padding", "padding_side", "max_length", "pad_to_multiple_of", "return_tensors"}
-FOLLOWED |= {"truncation", "verbose", "sanitize_control_tokens"}
-ALWAYS = {"add_special_tokens", "return_attention_mask"}
-REFUSED = {*TextKwargs.__annotations__, "videos", "audio"} - FOLLOWED - ALWAYS
+_FOLLOWED = {"padding", "padding_side", "max_length", "pad_to_multiple_of", "return_tensors"}
+_FOLLOWED |= {"truncation", "verbose", "sanitize_control_tokens"}
+_ALWAYS = {"add_special_tokens", "return_attention_mask"}
+_REFUSED = {*TextKwargs.__annotations__, "videos", "audio"} - _FOLLOWED - _ALWAYS
 # Of what `from_pretrained` takes: for finding files.
 _OF_FILES = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
 _UNLESS_MISSING = {"_raise_exceptions_for_missing_entries": False}
@@ -32,7 +32,7 @@ _UNLESS_MISSING = {"_raise_exceptions_for_missing_entries": False}
 def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
     """What the base class accepts and this processor would not follow."""
     for name, value in {**kwargs, **kwargs.get("text_kwargs", {})}.items():
-        if (name in ALWAYS and value is False) or (name in REFUSED and value is not None and value is not False):
+        if (name in _ALWAYS and value is False) or (name in _REFUSED and value is not None and value is not False):
             raise ValueError(f"`{name}={value!r:.40}` is not supported by DeltaVLM's processor: leave it out.")
 
 
@@ -60,7 +60,8 @@ class DeltaVLMProcessor(ProcessorMixin):
         qformer_max_length (`int`, *optional*, defaults to 128): most tokens of an instruction for the Q-Former.
         normalize_text (`bool`, *optional*, defaults to `False`): whether prompts and answers go through the authors'
             normaliser, see [`normalize_text`]. Checkpoints converted from the authors' release switch it on.
-        chat_template (`str`, *optional*): how a dialogue becomes a prompt; by default the authors' form,
+        chat_template (`str` or `dict[str, str]`, *optional*): how a dialogue becomes a prompt, or several ways by
+            name, of which `"default"` is taken; by default the authors' form,
             `q: <question 1> a: <answer 1> q: <question 2>`.
     """
 
@@ -352,9 +353,11 @@ class DeltaVLMProcessor(ProcessorMixin):
             chat_template (`str`, *optional*): only without `tokenize`: another template, or the name of one.
             add_generation_prompt (`bool`, *optional*): that an answer is to follow, for which the prompt needs nothing
                 more. Not after an assistant message.
-            continue_final_message (`bool`, *optional*): whether a final assistant message is the beginning of the
-                answer; otherwise it is the right answer, and the output has `labels`.
-            tokenize (`bool`, *optional*): whether to return token ids rather than the prompt as a string.
+            continue_final_message (`bool` or `"content"`, *optional*): whether a final assistant message is the
+                beginning of the answer; otherwise it is the right answer, and the output has `labels`.
+            tokenize (`bool`, *optional*): whether to return token ids rather than the prompt as a string, in which the
+                normaliser has changed nothing yet.
+            return_tensors (`str`, *optional*): as for [`~DeltaVLMProcessor.__call__`]; `"auto"` leaves it out.
             return_dict (`bool`, *optional*): whether to return all of the model's inputs rather than `input_ids`.
             processor_kwargs (`dict`, *optional*): for [`~DeltaVLMProcessor.__call__`], such as `padding`; they may
                 also stand by themselves. With `images`, these are the images of the chat, or of each chat, whose

@@ -13,7 +13,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..modeling.csrm import current_name
-from ..modeling.lora import IN_NAMES, make_lora_config, without_adapter
+from ..modeling.lora import LORA_MARK, make_lora_config, without_adapter
 from ..modeling.weight_sources import digest, find_files, open_weights, same_values, shape
 from .quantization import quantised_part_only
 
@@ -95,7 +95,7 @@ def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None 
     if policy.language_model:
         trained.append(model.language_model)
     if policy.lora is not None:
-        trained += [parameter for name, parameter in model.named_parameters() if IN_NAMES in name]
+        trained += [parameter for name, parameter in model.named_parameters() if LORA_MARK in name]
     for part in trained:
         part.requires_grad_(True)
     for parameter in model.parameters():
@@ -172,7 +172,7 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
     whole = {"name_or_path": base, "revision": model.weights_revision, "prefix": ""}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     tensors = {without_adapter(name): tensor for name, tensor in model.state_dict().items()}
-    kept = {name for name in tensors if name in trained or IN_NAMES in name}  # adapters are looked for here alone
+    kept = {name for name in tensors if name in trained or LORA_MARK in name}  # adapters are looked for here alone
     unplaced = {name: tensor for name, tensor in tensors.items() if name not in kept}
     quantised = {
         f"{without_adapter(name)}.weight": module.weight

@@ -47,8 +47,9 @@ def take_vision_states(model: DeltaVLMForConditionalGeneration) -> None:
     """
     From now on the model's `forward` takes, in place of `pixel_values`, `vision_states` `(B, 2, N, D)`, of both
     dates what enters the vision block `vision_states_block`. It goes on from there within its own call, so that what
-    wraps the model (`DistributedDataParallel`) sees the gradients of the blocks that train. Mixed precision must be
-    on around the call, as [`DeltaVLMTrainer`] has it: `accelerate` alone turns it on further in.
+    wraps the model (`DistributedDataParallel`) sees the gradients of the blocks that train. Mixed precision reaches
+    the blocks that go on from states only where it is on around the call, as with [`DeltaVLMTrainer`]: `accelerate` by
+    itself turns it on further in, and they then compute in full precision.
     """
     model.register_forward_pre_hook(_continue_from_vision_states, with_kwargs=True)
 

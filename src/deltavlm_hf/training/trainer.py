@@ -22,7 +22,8 @@ class DeltaVLMTrainer(Trainer):
     """
     [`Trainer`] with what DeltaVLM's recipe adds: the order of [`TrainingRows`], checkpoints that hold what trains
     ([`leave_out_frozen`]), early stopping, and vision states that are computed once ([`PrefixCache`]). Each of them
-    works with the plain `Trainer` as well. Beyond that, logits are computed only where a label is predicted.
+    works with the plain `Trainer` as well, the last in full precision. Beyond that, logits are computed only where a
+    label is predicted.
 
     Args:
         model ([`DeltaVLMForConditionalGeneration`]): after [`freeze`].
@@ -79,5 +80,5 @@ class DeltaVLMTrainer(Trainer):
         if model.training and plain and "labels" in inputs and "shift_labels" not in inputs:
             predicting = (inputs["labels"][:, 1:] != IGNORE_INDEX).any(0)
             inputs = {**inputs, "logits_to_keep": predicting.nonzero().squeeze(1)}
-        with self.accelerator.autocast():  # which else begins only after `take_vision_states`
+        with self.accelerator.autocast():  # which else begins after vision states have been read on
             return super().compute_loss(model, inputs, *args, **kwargs)
