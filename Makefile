@@ -16,7 +16,7 @@ demo: .venv/.installed  ## ask the model that ships with the package about a gen
 	$(BIN)/deltavlm demo
 
 test: .venv/.installed-dev  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 tiny: .venv/.installed-dev  ## make the small model inside the package anew, from seed to weights (an hour or more)
 	$(BIN)/python examples/train_tiny.py --output src/deltavlm_hf/tiny_model
@@ -69,10 +69,10 @@ CORE := tests/modeling tests/processing tests/test_parity.py tests/inference tes
 	tests/training/test_small_checkpoints.py
 NEWEST_TORCH ?= torch
 test-lowest: .venv-lowest/.installed  ## run the core tests with the lowest versions that setup.cfg allows
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" $(CORE)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(CORE)
 
 test-newest: .venv-newest/.installed  ## run the core tests with the newest versions there are, upper bounds lifted
-	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" $(CORE)
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(CORE)
 
 .venv-lowest/.installed .venv-newest/.installed: .venv-%/.installed: setup.cfg .ci/bounds.py
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*

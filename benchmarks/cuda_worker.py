@@ -473,7 +473,7 @@ def compiled_decoding(run: Run) -> None:
 
 def four_bit(run: Run) -> None:
     """The shipped model with its language model in 4-bit against a dequantised copy: answers, gradients, a step."""
-    need_bitsandbytes()
+    need_bitsandbytes(run)
     import bitsandbytes
     from bitsandbytes.functional import dequantize_4bit
 
@@ -528,9 +528,14 @@ def four_bit(run: Run) -> None:
         run.below(f"{bits}: loss after a step, as a part of that before", losses[-1] / losses[0], 1)
 
 
-def need_bitsandbytes() -> None:
+def need_bitsandbytes(run: Run) -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise NotRun("bitsandbytes is not here: not run")
+    if run.rehearsal:
+        import bitsandbytes.nn.modules
+
+        # On some CPUs it computes in bf16 whatever is asked for, and only widths that are multiples of 32.
+        bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
 
 
 def to_train(run: Run, name: str, **training) -> tuple[Path, Path]:
@@ -825,7 +830,7 @@ def from_pretrained(run: Run) -> None:
 
 def four_bit_large(run: Run) -> None:
     """The full-size model from its folder with its language model in 4-bit: an answer, a step, memory."""
-    need_bitsandbytes()
+    need_bitsandbytes(run)
     run.drop()
     folder = run.folder / "large"
     if not (folder / "config.json").exists():

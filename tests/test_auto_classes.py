@@ -4,30 +4,30 @@ import textwrap
 
 import pytest
 import torch
-from processes import run_python
+from processes import run_each, run_python
 
 WITH_PACKAGE = "import deltavlm_hf\n"
 WITHOUT_PACKAGE = "import sys\nsys.modules['deltavlm_hf'] = None  # any import of it fails\n"
 
 
-@pytest.mark.parametrize(
-    ("auto_class", "expected"),
-    [
-        ("AutoConfig", "DeltaVLMConfig"),
-        ("AutoModel", "DeltaVLMModel"),
-        ("AutoModelForImageTextToText", "DeltaVLMForConditionalGeneration"),
-        ("AutoProcessor", "DeltaVLMProcessor"),
-        ("AutoImageProcessor", "DeltaVLMImageProcessor"),
-        ("AutoTokenizer", "LlamaTokenizer"),
-    ],
-)
-@pytest.mark.parametrize("order", ["package first", "transformers first"])
-def test_each_auto_class_alone(order, auto_class, expected, converted):
-    imports = [WITH_PACKAGE, f"from transformers import {auto_class}\n"]
-    if order == "transformers first":
-        imports.reverse()
-    call = f"loaded = {auto_class}.from_pretrained({str(converted)!r})\nprint(type(loaded).__name__)"
-    assert run_python("".join(imports) + call) == expected
+CLASSES = {
+    "AutoConfig": "DeltaVLMConfig",
+    "AutoModel": "DeltaVLMModel",
+    "AutoModelForImageTextToText": "DeltaVLMForConditionalGeneration",
+    "AutoProcessor": "DeltaVLMProcessor",
+    "AutoImageProcessor": "DeltaVLMImageProcessor",
+    "AutoTokenizer": "LlamaTokenizer",
+}
+
+
+@pytest.mark.parametrize("package_first", [True, False])
+def test_each_auto_class_alone(package_first, converted):
+    codes = []
+    for auto_class in CLASSES:
+        imports = [WITH_PACKAGE, f"from transformers import {auto_class}\n"]
+        call = f"loaded = {auto_class}.from_pretrained({str(converted)!r})\nprint(type(loaded).__name__)"
+        codes.append("".join(imports if package_first else reversed(imports)) + call)
+    assert run_each(codes) == list(CLASSES.values())
 
 
 @pytest.mark.parametrize("source", ["deltavlm_hf", "deltavlm_hf.modeling"])

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from deltavlm_hf.cli import main
+
 
 @pytest.fixture
 def deltavlm(tmp_path):
@@ -37,18 +39,31 @@ def test_build_check_show(deltavlm, changechat, tmp_path):
     assert deltavlm("build", "--images", images, "--output", "out", "--overwrite").returncode == 0
 
 
-def test_check_finds_what_is_wrong(deltavlm, changechat, tmp_path):
+@pytest.fixture
+def called(tmp_path, monkeypatch, capsys):
+    """The same in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def call(*arguments) -> tuple[int, str, str]:
+        code = main(["data", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_check_finds_what_is_wrong(called, changechat, tmp_path):
     (changechat / "images" / "train" / "A" / "train_000001.png").unlink()
-    checked = deltavlm("check", changechat, "--json", "report.json")
-    assert checked.returncode == 1
-    assert "missing image: 1\n  train/A/train_000001.png: no such file" in checked.stdout
+    code, out, _ = called("check", changechat, "--json", "report.json")
+    assert code == 1
+    assert "missing image: 1\n  train/A/train_000001.png: no such file" in out
     assert json.loads((tmp_path / "report.json").read_text())["problems_by_kind"]["missing image"] == 1
-    assert "missing image" not in deltavlm("check", changechat, "--no-images").stdout
+    assert "missing image" not in called("check", changechat, "--no-images")[1]
 
 
-def test_generated_scenes_are_shown(deltavlm, tmp_path):
-    shown = deltavlm("show", "--number", 7, "--seed", 4_000_000)
-    assert (shown.returncode, shown.stdout) == (0, "records.html: 7 records\n"), shown.stderr
+def test_generated_scenes_are_shown(called, tmp_path):
+    code, out, err = called("show", "--number", 7, "--seed", 4_000_000)
+    assert (code, out) == (0, "records.html: 7 records\n"), err
     assert "scene_4000001-caption" in (tmp_path / "records.html").read_text()
 
 
@@ -61,7 +76,7 @@ def test_generated_scenes_are_shown(deltavlm, tmp_path):
         (["build", "--images", ".", "--output", "out", "--captions", "none.json"], "none.json"),
     ],
 )
-def test_errors_are_one_line(deltavlm, arguments, message):
-    done = deltavlm(*arguments)
-    assert done.returncode == 1 and message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+def test_errors_are_one_line(called, arguments, message):
+    code, _, err = called(*arguments)
+    assert code == 1 and message in err
+    assert len(err.strip().splitlines()) == 1, err

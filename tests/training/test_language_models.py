@@ -56,7 +56,7 @@ def test_a_short_run_learns(around_smollm, tmp_path, four_bit):
     freeze(model, FreezePolicy(vision_blocks=0, difference=False))
     args = DeltaVLMTrainingArguments(
         output_dir=str(tmp_path),
-        max_steps=32,
+        max_steps=16,
         learning_rate=2e-4,
         warmup_steps=2,
         per_device_train_batch_size=4,
@@ -71,7 +71,7 @@ def test_a_short_run_learns(around_smollm, tmp_path, four_bit):
     trainer = DeltaVLMTrainer(model, args, train_dataset=rows, eval_dataset=rows.rows, processing_class=processor)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
-    assert trainer.evaluate()["eval_loss"] < 0.6 * before
+    assert trainer.evaluate()["eval_loss"] < 0.8 * before
     trainer.save_model()
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
     assert torch.equal(loaded.query_tokens, model.query_tokens)

@@ -82,5 +82,5 @@ def test_images_are_read_by_the_one_reader(many):
     assert set(rows[0]["before"]) == {"bytes", "path"}  # for the processor, which reads it within its bounds
     augmented = TrainingRows(many.select([0]).map(lambda row: row), PairAugmentation())
     augmented.rows = augmented.rows.map(lambda row: {**row, "after": {"bytes": BOMB, "path": "bomb.png"}})
-    with pytest.raises(ValueError, match="cannot read 'bomb.png' as an image .*pixels"):
+    with pytest.raises(ValueError, match="cannot read 'bomb.png' as an image.*pixels"):
         augmented[0, 0]

@@ -19,7 +19,7 @@ from transformers.utils.hub import extract_commit_hash
 from .csrm import current_name
 from .lora import LORA_MARK, check_adapter, lora_settings, restore_lora, without_adapter
 from .saving import loading, replacing
-from .weight_sources import DOWNLOAD, add_missing, check_indexes, check_inside, open_weights
+from .weight_sources import DOWNLOAD, add_missing, check_indexes, open_weights
 
 _BY_AUTO_CLASSES = {"config", "adapter_kwargs", "trust_remote_code"}  # what they pass beside the caller's arguments
 _FINDS_FILES = {*DOWNLOAD, "revision", "subfolder"}
@@ -107,8 +107,6 @@ class CheckpointMixin(PreTrainedModel):
             )
         sources, renamed = model.config.weight_sources or [], False
         if checkpoint_files:
-            for file in checkpoint_files:
-                check_inside(file)
             # The commit, where they came from the Hub.
             model.weights_revision = extract_commit_hash(str(checkpoint_files[0]), None)
             with ExitStack() as stack:
