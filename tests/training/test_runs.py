@@ -198,7 +198,7 @@ def test_cached_vision_states_teach_the_same(without_dropout, plain, tmp_path, d
         ("training: {output_dir: out, load_in_4bit: true}", "`load_in_4bit` belongs at the top of the file."),
         (
             "training: {output_dir: out}\nfreeze: {lora: {lora_alfa: 1}}",
-            "'lora_alfa' is none of those .* Did you mean 'lora_alpha'",
+            "The LoRA setting 'lora_alfa' is none of those of PEFT's `LoraConfig`",
         ),
         ("training: {output_dir: out}\ntraining: {output_dir: in}", "`training` is given 2 times"),
         ("training: {output_dir: out, bf16: 'yes'}", "`bf16` is 'yes', expected true or false."),
