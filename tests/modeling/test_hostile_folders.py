@@ -6,14 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, GPT2Config, LlamaConfig
+from transformers import AutoModelForImageTextToText, GenerationConfig, GPT2Config, LlamaConfig
 
 import deltavlm_hf
-from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMModel
+from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMModel, DeltaVLMProcessor
 from deltavlm_hf.training import FreezePolicy, freeze
 
 MODULE = "import os\nos.mkdir({folder!r})\nclass RowParallelLinear: pass\nclass ColumnParallelLinear: pass\n"
@@ -58,6 +59,45 @@ def refused(folder: Path, words: str, kind=DeltaVLMForConditionalGeneration, **k
     if kind is not AutoModelForImageTextToText:  # which reads some files before it asks us
         assert str(folder) in str(caught.value)
     return str(caught.value)
+
+
+class TestGeneration:
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"num_beams": 10**6},
+            {"num_return_sequences": 10**5, "do_sample": True},
+            {"min_new_tokens": 10**9},
+            {"max_length": 10**12},
+        ],
+        ids=str,
+    )
+    def test_an_answer_that_would_not_end(self, settings, folder):
+        change(folder, settings, "generation_config.json")
+        name = next(iter(settings))
+        refused(folder, f"`{name}` of generation_config.json is .*at most")
+
+    def test_the_caller_may(self, folder):
+        change(folder, {"num_beams": 10**6}, "generation_config.json")
+        own = GenerationConfig(num_beams=300)
+        model = DeltaVLMForConditionalGeneration.from_pretrained(folder, generation_config=own)
+        assert model.generation_config.num_beams == 300
+
+
+class TestProcessor:
+    @pytest.mark.parametrize("settings", [{"num_query_tokens": 5 * 10**8}, {"qformer_max_length": 10**12}], ids=str)
+    def test_counts(self, settings, folder):
+        change(folder, settings, "processor_config.json")
+        with pytest.raises(ValueError, match="must be an integer of at least .*, and at most"):
+            DeltaVLMProcessor.from_pretrained(folder)
+
+    @pytest.mark.parametrize(
+        "size", [{"height": 10**6, "width": 10**6}, {"longest_edge": 10**7}, {"height": 0, "width": 3}]
+    )
+    def test_sizes_that_images_are_brought_to(self, size, folder):
+        change(folder, {"image_processor.size": size}, "processor_config.json")
+        with pytest.raises(ValueError, match="size"):
+            DeltaVLMProcessor.from_pretrained(folder).image_processor((np.zeros((8, 8, 3), np.uint8),) * 2)
 
 
 class TestSizes:

@@ -55,6 +55,13 @@ _NEVER = (
     "backbone",
 )
 
+# Of a `generation_config.json`: what multiplies the work of an answer, or keeps it from ending.
+_OF_GENERATION = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), 2**8),
+    **dict.fromkeys(("min_length", "min_new_tokens", "prompt_lookup_num_tokens", "max_matching_ngram_size"), 2**12),
+    **dict.fromkeys(("max_length", "max_new_tokens"), 2**20),
+}
+
 # What a source may say, and what it looks like.
 _SOURCE = {
     "name_or_path": re.compile(r"[^\0-\x1f]{1,4096}"),
@@ -141,6 +148,22 @@ def check_file(settings: Mapping[str, Any]) -> None:
             )
         elif name == "llm_int8_skip_modules" and not isinstance(value, list):
             check_name(f"`{path}`", value)
+
+
+def check_generation(settings: Mapping[str, Any]) -> None:
+    """
+    Refuses settings of generation from a file that would keep an answer from ending, or take all memory.
+
+    Raises:
+        ValueError: naming the setting, its value and the bound.
+    """
+    for path, name, value in _walk(settings):
+        largest = _OF_GENERATION.get(name, 2**24)
+        if isinstance(value, int) and abs(value) > largest:
+            raise ValueError(
+                f"`{path}` of generation_config.json is {_short(value)}, and at most {largest} is taken from a file: "
+                "pass it yourself, from_pretrained(..., generation_config=...)."
+            )
 
 
 def check_name(what: str, name: Any) -> None:

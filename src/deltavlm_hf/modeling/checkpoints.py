@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import find_adapter_config_file
 from transformers.utils.hub import extract_commit_hash
 
+from .bounds import check_generation
 from .csrm import current_name
 from .lora import LORA_MARK, check_adapter, lora_settings, restore_lora, without_adapter
 from .saving import loading, replacing
@@ -49,6 +50,8 @@ class CheckpointMixin(PreTrainedModel):
                 check_indexes(folder)
                 loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             model = loaded[0] if isinstance(loaded, tuple) else loaded
+            if model.generation_config is not None and kwargs.get("generation_config") is None:
+                check_generation(model.generation_config.to_dict())
             if model.config.language_model_lora and hasattr(model, "language_model"):
                 restore_lora(model, model.__dict__.pop("_lora_weights", {}))
             return loaded

@@ -23,6 +23,7 @@ from transformers.image_utils import (
 from .reading import check_image, read_image
 
 CHANNEL_COUNTS = (1, 3, 4)
+LARGEST_SIDE = 2**14  # pixels of what an image is resized, padded or cut to
 ROUNDING = 1e-3  # how far a float image may leave [0, 1]: a quarter of a grey level is rounding, more is other data
 
 
@@ -155,6 +156,10 @@ class DeltaVLMImageProcessor(PilBackend):
         return prepared
 
     def _preprocess(self, images: list[np.ndarray], *args, **kwargs) -> BatchFeature:
+        for name in ("size", "crop_size", "pad_size"):
+            sides = dict(kwargs.get(name) or {})
+            if any(not 0 < side <= LARGEST_SIDE for key, side in sides.items() if not key.endswith("pixels")):
+                raise ValueError(f"`{name}` is {sides}, expected sides of 1 to {LARGEST_SIDE} pixels.")
         processed = super()._preprocess(images, *args, **{**kwargs, "return_tensors": None})["pixel_values"]
         sizes = {image.shape[-2:] for image in processed}
         if len(sizes) > 1:

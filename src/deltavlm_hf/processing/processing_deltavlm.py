@@ -78,12 +78,14 @@ class DeltaVLMProcessor(ProcessorMixin):
         normalize_text: bool = False,
         chat_template: str | None = None,
     ):
-        for name, value, least in (
-            ("num_query_tokens", num_query_tokens, 1),
-            ("qformer_max_length", qformer_max_length, 3),
+        for name, value, least, most in (
+            ("num_query_tokens", num_query_tokens, 1, 2**14),
+            ("qformer_max_length", qformer_max_length, 3, 2**20),
         ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+            if not isinstance(value, int) or not least <= value <= most:
+                raise ValueError(
+                    f"`{name}` must be an integer of at least {least}, and at most {most}, got {value!r:.60}."
+                )
         if tokenizer.pad_token_id is None:
             raise ValueError("The language model's tokenizer has no padding token: set `tokenizer.pad_token` first.")
         if IMAGE_TOKEN not in tokenizer.get_vocab():
