@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
+from peft_version import needs_peft
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, GenerationConfig, GPT2Config, LlamaConfig
 
@@ -284,6 +285,7 @@ class TestCode:
         refused(folder, "'detr', which is no causal language model")
 
 
+@needs_peft
 class TestAdapters:
     """`language_model_lora`, and files that PEFT would read."""
 

@@ -2,16 +2,13 @@
 
 import json
 
-import peft
 import pytest
 import torch
-import transformers
-from packaging.version import parse
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft_version import needs_peft
 from processes import run_python
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
-from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from deltavlm_hf.training import (
     DeltaVLMTrainer,
@@ -25,10 +22,7 @@ from deltavlm_hf.training import (
 )
 from deltavlm_hf.training.quantization import four_bit_config
 
-pytestmark = pytest.mark.skipif(
-    parse(peft.__version__) < parse(MIN_PEFT_VERSION),
-    reason=f"transformers {transformers.__version__} asks for PEFT {MIN_PEFT_VERSION}, this is {peft.__version__}",
-)
+pytestmark = needs_peft
 
 POLICY = FreezePolicy(lora={"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1})
 

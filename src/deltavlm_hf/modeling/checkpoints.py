@@ -50,7 +50,7 @@ class CheckpointMixin(PreTrainedModel):
                 check_indexes(folder)
                 loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             model = loaded[0] if isinstance(loaded, tuple) else loaded
-            if model.generation_config is not None and kwargs.get("generation_config") is None:
+            if model.can_generate() and kwargs.get("generation_config") is None:
                 check_generation(model.generation_config.to_dict())
             if model.config.language_model_lora and hasattr(model, "language_model"):
                 restore_lora(model, model.__dict__.pop("_lora_weights", {}))
