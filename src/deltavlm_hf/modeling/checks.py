@@ -78,6 +78,6 @@ def check_ids(ids: torch.Tensor, vocabulary: float, tokenizer: str) -> None:
 def check_placeholders(condition: torch.Tensor, message: Callable[[], str]) -> None:
     """Raises `ValueError` where placeholders and images do not match; in a compiled graph an error without numbers."""
     if torch.compiler.is_compiling():  # where reading the condition, as below, would break the graph
-        torch._assert_async(condition, "Image placeholders and images do not match.")
+        torch._assert_async(condition, "Image placeholders and change tokens do not match.")
     else:
         torch_compilable_check(condition, message)
