@@ -201,6 +201,22 @@ def test_peft_s_own_wrapper_saves_each_part_by_its_name(base, batch, tmp_path, p
         assert not torch.equal(load(base)(**batch).logits, expected)
 
 
+def test_an_adapter_of_one_s_own_on_a_small_checkpoint(base, tmp_path):
+    """Its weights are the adapter's, whatever else the checkpoint brings together."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    wrapped = get_peft_model(load(base), config)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    model = load(base)
+    freeze(model)
+    leave_out_frozen(model)
+    model.save_pretrained(tmp_path / "small")
+    small = load(tmp_path / "small")
+    small.load_adapter(tmp_path / "adapter")
+    expected = {name: weight for name, weight in wrapped.base_model.model.state_dict().items() if ".lora_" in name}
+    found = small.state_dict()
+    assert expected and all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
 def test_what_cannot_be(base):
     with pytest.raises(ValueError, match="leave out `language_model: true`"):
         freeze(load(base), FreezePolicy(language_model=True, lora={}))

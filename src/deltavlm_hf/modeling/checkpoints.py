@@ -102,6 +102,10 @@ class CheckpointMixin(PreTrainedModel):
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
         """Where `from_pretrained` reads weights: those of other places join the folder's, old names become new."""
+        if expected_keys is not None:  # an adapter is loaded into a model that is whole
+            return PreTrainedModel._load_pretrained_model(
+                model, state_dict, checkpoint_files, load_config, expected_keys
+            )
         tables = sum(table.nbytes for _, table in model.named_non_persistent_buffers())
         if tables > _MOST_TABLES:
             raise ValueError(
@@ -117,28 +121,24 @@ class CheckpointMixin(PreTrainedModel):
                 if model.config.language_model_lora:
                     model._lora_weights = {name: weight[...] for name, weight in weights.items() if LORA_MARK in name}
                 renamed = any(current_name(name) != name for name in weights)
-        if state_dict is not None:
-            state_dict = {current_name(name): weight for name, weight in state_dict.items()}
-        if state_dict is not None or not (sources or renamed):
-            loaded = PreTrainedModel._load_pretrained_model(
-                model, state_dict, checkpoint_files, load_config, expected_keys
-            )
-            if expected_keys is None:  # else an adapter is loaded into the model
-                _check_complete(model, load_config, loaded[0])
-            return loaded
-        if "disk" in (load_config.device_map or {}).values():
-            raise ValueError(
-                "A small checkpoint, or one with names of weights that are no longer in use, cannot be offloaded to "
-                "disk: load it once without, and save it with `save_pretrained(..., only_trained=False)`."
-            )
         with ExitStack() as stack:
-            weights = open_weights(checkpoint_files, stack)
-            weights = {current_name(name): weight for name, weight in weights.items()}
-            add_missing(weights, set(model.state_dict()), sources, stack, **(load_config.download_kwargs or {}))
-            weights = {name: weight for name, weight in weights.items() if LORA_MARK not in name}
-            if is_deepspeed_zero3_enabled():
-                weights = {name: weight[...] for name, weight in weights.items()}
-            loaded = PreTrainedModel._load_pretrained_model(model, weights, None, load_config)
+            if state_dict is not None:
+                state_dict = {current_name(name): weight for name, weight in state_dict.items()}
+            elif sources or renamed:
+                if "disk" in (load_config.device_map or {}).values():
+                    raise ValueError(
+                        "A small checkpoint, or one with names of weights that are no longer in use, cannot be "
+                        "offloaded to disk: load it once without, and save it with "
+                        "`save_pretrained(..., only_trained=False)`."
+                    )
+                weights = open_weights(checkpoint_files, stack)
+                weights = {current_name(name): weight for name, weight in weights.items()}
+                add_missing(weights, set(model.state_dict()), sources, stack, **(load_config.download_kwargs or {}))
+                state_dict = {name: weight for name, weight in weights.items() if LORA_MARK not in name}
+                if is_deepspeed_zero3_enabled():
+                    state_dict = {name: weight[...] for name, weight in state_dict.items()}
+                checkpoint_files = None
+            loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config)
         _check_complete(model, load_config, loaded[0])
         return loaded
 
