@@ -17,6 +17,7 @@ import copy
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -202,10 +203,10 @@ def _only(ids: list[int]) -> int:
 # Model
 
 
-def make_tokenizer(facts: list[Facts]) -> PreTrainedTokenizerFast:
+def make_tokenizer(facts: list[Facts], words: Sequence[str] = tuple(map(str, range(10)))) -> PreTrainedTokenizerFast:
     """Byte-level BPE on this project's own texts: their words are single tokens, other text still has its bytes."""
     rng = np.random.default_rng(0)
-    texts = [text for fact in facts for text in (*sum(make_turns("dialogue", fact, rng), ()), *map(str, range(10)))]
+    texts = [text for fact in facts for text in (*sum(make_turns("dialogue", fact, rng), ()), *words)]
     for fact in facts:
         texts += [text for _ in range(4) for text in _flat(make_turn(fact, rng))]
     tokenizer = Tokenizer(models.BPE())

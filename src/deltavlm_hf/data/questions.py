@@ -44,7 +44,7 @@ _WORDS = (*NUMBERS, *"eleven twelve thirteen fourteen fifteen sixteen seventeen 
 _VALUES = {"a": 1, "an": 1, "zero": 0, **{word: value for value, word in enumerate(_WORDS)}}
 _DIGITS = rf"(\d{{1,3}}(?:,\d{{3}})+|\d+|{'|'.join(_VALUES)})"
 _NUMBER = rf"(?<![\w.-])(?<!\d,)(?<!\d to )(?<!\d or ){_DIGITS}"  # neither part of a number nor the end of a range
-_NEW = r"(?:new |newly built |newly constructed |additional )?"
+_NEW = r"(?:new |newly built |newly constructed |additional |removed |demolished )?"
 _COUNTED = {
     kind: (re.compile(rf"{_NUMBER} {_NEW}{kind}s?\b"), re.compile(rf"\b{kind}s? ?: ?{_DIGITS}\b"))
     for kind in ("road", "building")
@@ -67,8 +67,10 @@ def check_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
 
 
 def format_count(facts: Facts) -> str:
-    roads, buildings = facts.roads, facts.buildings
-    return f"{roads or 'no'} new road{'s' * (roads != 1)}, {buildings or 'no'} new building{'s' * (buildings != 1)}"
+    roads, buildings, kind = facts.roads, facts.buildings, "removed" if facts.removed else "new"
+    return (
+        f"{roads or 'no'} {kind} road{'s' * (roads != 1)}, {buildings or 'no'} {kind} building{'s' * (buildings != 1)}"
+    )
 
 
 def parse_count(answer: str) -> tuple[int, int] | None:
@@ -147,7 +149,7 @@ def _quantity(number: int, noun: str) -> str:
 
 
 def captions_of(facts: Facts) -> tuple[str, ...]:
-    """All captions that fit, in LEVIR-CC's style: its five stock sentences, or what is new in two wordings."""
+    """All captions that fit, in LEVIR-CC's style: its five stock sentences, or what is new or gone, worded twice."""
     if not facts.changed:
         return NO_CHANGE
     new = []
@@ -156,7 +158,8 @@ def captions_of(facts: Facts) -> tuple[str, ...]:
     if facts.buildings:
         new.append(_quantity(facts.buildings, "building"))
     verb = "is" if facts.roads + facts.buildings == 1 else "are"
-    return tuple(f"{' and '.join(new)} {verb} {ending}" for ending in ("built", "added to the scene"))
+    endings = ("removed", "gone from the scene") if facts.removed else ("built", "added to the scene")
+    return tuple(f"{' and '.join(new)} {verb} {ending}" for ending in endings)
 
 
 def describe_in_detail(facts: Facts) -> str:
@@ -171,7 +174,7 @@ def describe_in_detail(facts: Facts) -> str:
         if number:
             verb = "is" if number == 1 else "are"
             place = f" in the {_cell_list(cells)}" if cells.any() else ""
-            parts.append(f"{_quantity(number, noun)} {verb} built{place}")
+            parts.append(f"{_quantity(number, noun)} {verb} {'removed' if facts.removed else 'built'}{place}")
     return ", and ".join(parts)
 
 
@@ -181,6 +184,18 @@ def _yes_no(truth: bool) -> str:
 
 def _open_question(facts: Facts, rng: np.random.Generator) -> tuple[str, str]:
     cell = int(rng.integers(9))
+    questions: tuple[tuple[str, str], ...]
+    if facts.removed:
+        questions = (
+            ("How many buildings were built?", "no"),
+            ("Are there new buildings?", "no"),
+            ("Where are the new buildings?", "nowhere"),
+            ("How many buildings were removed?", _in_words(facts.buildings)),
+            ("Have any buildings been removed?", _yes_no(facts.buildings > 0)),
+            ("Where were buildings removed?", _cell_list(facts.building_cells) or "nowhere"),
+            (f"Were buildings removed in the {CELLS[cell]}?", _yes_no(bool(facts.building_cells[cell]))),
+        )
+        return questions[rng.integers(len(questions))]
     questions = (
         ("How many buildings were built?", _in_words(facts.buildings)),
         ("How many new roads are there?", _in_words(facts.roads)),

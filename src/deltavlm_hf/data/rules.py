@@ -19,7 +19,7 @@ ROAD, BUILDING = 128, 255
 CELLS = tuple(f"{row}-{column}" for row in ("top", "center", "bottom") for column in ("left", "center", "right"))
 
 _CLASSES = {"road": ROAD, "building": BUILDING}
-_NEIGHBOURS = np.ones((3, 3), bool)  # diagonal ones too
+THREE_BY_THREE = np.ones((3, 3), bool)  # neighbours of a component: diagonal ones too
 _FAINTEST = 64  # half-way from 0 to a road
 _MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 
@@ -89,6 +89,7 @@ class Facts:
             left.
         building_cells (`np.ndarray` of shape `(9,)`, bool): the same for changed buildings.
         buildings_by_cell (`np.ndarray` of shape `(9,)`, int): how many changed buildings have their centre there.
+        removed (`bool`, *optional*, defaults to `False`): what changed is gone, not new: masks do not say it.
     """
 
     roads: int
@@ -96,6 +97,7 @@ class Facts:
     road_cells: np.ndarray
     building_cells: np.ndarray
     buildings_by_cell: np.ndarray
+    removed: bool = False
 
     @property
     def changed(self) -> bool:
@@ -164,7 +166,7 @@ def find_objects(mask: np.ndarray, thresholds: Thresholds = LEVIR) -> list[Chang
     height, width = mask.shape
     objects = []
     for kind, value in _CLASSES.items():
-        labels, count = ndimage.label(mask == value, _NEIGHBOURS)
+        labels, count = ndimage.label(mask == value, THREE_BY_THREE)
         areas = np.bincount(labels.ravel(), minlength=count + 1)
         centres = ndimage.center_of_mass(labels > 0, labels, range(1, count + 1))
         for label, ((rows, columns), (row, column)) in enumerate(
@@ -215,7 +217,7 @@ def grid_cells(changed: np.ndarray, min_area: int) -> np.ndarray:
 
 
 def _without_specks(changed: np.ndarray, thresholds: Thresholds) -> np.ndarray:
-    labels, _ = ndimage.label(changed, _NEIGHBOURS)
+    labels, _ = ndimage.label(changed, THREE_BY_THREE)
     areas = np.bincount(labels.ravel())
     return changed & (areas >= thresholds.min_area)[labels]
 

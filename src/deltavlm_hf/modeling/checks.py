@@ -81,3 +81,20 @@ def check_placeholders(condition: torch.Tensor, message: Callable[[], str]) -> N
         torch._assert_async(condition, "Image placeholders and change tokens do not match.")
     else:
         torch_compilable_check(condition, message)
+
+
+def check_mask_labels(
+    mask_labels: torch.Tensor | None, pixel_values: torch.Tensor | None, classes: list[str] | None
+) -> None:
+    """Raises `ValueError` for labels of masks that the model does not make, or that come without their images."""
+    if mask_labels is None:
+        return
+    if not classes:
+        raise ValueError("Got `mask_labels`, but this model makes no masks: `config.mask_classes` names no class.")
+    if pixel_values is None:
+        raise ValueError("`mask_labels` need the images that they are of, as `pixel_values`.")
+    if mask_labels.ndim != 4 or mask_labels.shape[:2] != (pixel_values.shape[0], len(classes)):
+        raise ValueError(
+            f"`mask_labels` have the shape {tuple(mask_labels.shape)}, expected ({pixel_values.shape[0]}, "
+            f"{len(classes)}, height, width): for each pair a mask of each of {', '.join(classes)}."
+        )

@@ -56,7 +56,7 @@ def explain(
     Raises:
         ValueError: see [`~DeltaVLMModel.get_image_features`].
     """
-    size = own = (model.config.vision_config.image_size,) * 2
+    size = own = (model.config.image_size,) * 2
     if pixel_values is not None and pair_features is None:
         size = tuple(pixel_values.shape[-2:])
         pair_features, pixel_values = model.encode_pair(pixel_values, interpolate_pos_encoding=size != own), None
@@ -75,13 +75,13 @@ def explain(
             )
         finally:
             model.qformer.set_attn_implementation(implementation)
-    grid = [side // model.config.vision_config.patch_size for side in size]
+    grid, prefix = model.config.grid(*size), model.config.num_prefix_tokens
     queries = model.config.num_query_tokens
     layers = [layer[:, :, :queries].mean((1, 2)) for layer in outputs.qformer_outputs.cross_attentions]
     attention = torch.stack(layers).float().mean(0)  # L x (B, heads, Q, 2N) -> (B, 2N)
-    attention = attention.unflatten(1, (2, -1))[:, :, 1:].unflatten(2, grid)  # without CLS -> (B, 2, h, w)
+    attention = attention.unflatten(1, (2, -1))[:, :, prefix:].unflatten(2, grid)  # without CLS -> (B, 2, h, w)
     before, after = outputs.last_hidden_state.float().chunk(2, dim=1)
-    change = (after - before)[:, 1:].norm(dim=-1).unflatten(1, grid)  # (B, h, w)
+    change = (after - before)[:, prefix:].norm(dim=-1).unflatten(1, grid)  # (B, h, w)
     attention = nn.functional.interpolate(attention, size, mode="bilinear")
     return DeltaVLMExplanation(
         attention=attention / attention.sum((1, 2, 3), keepdim=True),

@@ -1,10 +1,11 @@
 """
 DeltaVLM: answers instructions about two images of one place at two dates.
 
-Shapes: B pairs, N = patches + 1 vision tokens of one date (CLS first), D vision width, Q query tokens, T instruction
-tokens of the Q-Former, L tokens of the language model.
+Shapes: B pairs, N vision tokens of one date (for InstructBLIP's ViT patches + 1, CLS first), D vision width, Q query
+tokens, T instruction tokens of the Q-Former, L tokens of the language model, K classes of masks.
 
     pixel_values (B, 2, 3, H, W) -> vision_model -> difference -> pair features (B, 2N, D)
+    pair features, feature maps -> mask_decoder -> masks (B, K, H, W), where the model makes them
     pair features, instruction -> qformer -> language_projection -> change tokens (B, Q, d_llm)
     change tokens in place of the placeholders, prompt -> language_model -> answer
 """
@@ -12,7 +13,7 @@ tokens of the Q-Former, L tokens of the language model.
 import inspect
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -21,12 +22,9 @@ from transformers import (
     Cache,
     InstructBlipPreTrainedModel,
     InstructBlipQFormerModel,
-    InstructBlipVisionModel,
 )
 from transformers import initialization as init
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.models.instructblip.modeling_instructblip import BaseModelOutputWithVisionQformerOutputs
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
@@ -34,6 +32,7 @@ from .cache_name import CACHE, named_by_transformers
 from .checkpoints import CheckpointMixin
 from .checks import (
     check_ids,
+    check_mask_labels,
     check_number_of_pairs,
     check_pair_features,
     check_pixel_values,
@@ -46,38 +45,16 @@ from .explain import explain
 from .frozen_parts import set_frozen_parts_to_eval
 from .generation_deltavlm import DeltaVLMGenerationMixin
 from .lora import LORA_MARK
+from .losses import answer_loss, mask_loss
+from .mask_decoder import MaskDecoder, segment
+from .outputs import DeltaVLMCausalLMOutputWithPast, DeltaVLMImageOutput
 from .positions import add_spatial_codes, position_ids_from_mask
+from .vision_backbone import make_vision_model
 
 # `Trainer` shifts labels under label smoothing for the classes that are named here, and for no others.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[DeltaVLMConfig.model_type] = "DeltaVLMForConditionalGeneration"
 
 _MODULE = __name__.rpartition(".")[2]  # this file, as a saved folder's `auto_map` names it
-
-
-@dataclass
-class DeltaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """
-    Output of [`DeltaVLMForConditionalGeneration`].
-
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): next-token loss, when `labels` are given.
-        logits (`torch.FloatTensor` of shape `(B, L, vocab_size)`): scores of the language model.
-        cache (`Cache`, *optional*): the language model's cache; `past_key_values` before Transformers 5.24.
-        hidden_states, attentions (*optional*): the language model's, on request.
-        image_hidden_states (`torch.FloatTensor` of shape `(B, Q, d_llm)`, *optional*): the change tokens.
-        image_outputs (`BaseModelOutputWithVisionQformerOutputs`, *optional*): what
-            [`~DeltaVLMModel.get_image_features`] gave.
-        vision_outputs (`ModelOutput`, *optional*): of the vision encoder, on `(2B, ...)`: before, after, before, ...
-        qformer_outputs (`ModelOutput`, *optional*): of the Q-Former; `cross_attentions` on request.
-    """
-
-    image_hidden_states: torch.FloatTensor | None = None
-    image_outputs: BaseModelOutputWithVisionQformerOutputs | None = None
-    vision_outputs: ModelOutput | None = None
-    qformer_outputs: ModelOutput | None = None
-
-    def to_tuple(self) -> tuple:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 class DeltaVLMPreTrainedModel(CheckpointMixin, InstructBlipPreTrainedModel):
@@ -110,6 +87,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
     main_input_name = "pixel_values"
     auto_map = {"AutoModel": f"{_MODULE}.DeltaVLMModel"}
     explain = explain  # a method, in a file of its own
+    segment = segment  # likewise
     _keys_to_ignore_on_load_unexpected = [r"^language_model\."]
 
     def __init__(self, config: DeltaVLMConfig):
@@ -119,13 +97,14 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         self.post_init()
 
     def _add_parts(self, config: DeltaVLMConfig) -> None:
-        vision_width = config.vision_config.hidden_size
-        self.vision_model = InstructBlipVisionModel._from_config(config.vision_config)
-        self.vision_model.post_layernorm.eps = config.post_layernorm_eps
+        self.vision_model = make_vision_model(config)
         if config.difference_module == "csrm":
-            self.difference = CrossSemanticRelationMeasuring(vision_width, config.difference_dropout)
+            self.difference = CrossSemanticRelationMeasuring(config.vision_width, config.difference_dropout)
         else:
             self.difference = Concatenation()
+        if config.mask_classes:
+            maps = self.vision_model.backbone.channels if config.has_backbone else []
+            self.mask_decoder = MaskDecoder(config, maps[: config.mask_skip_maps])
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
         self.qformer = InstructBlipQFormerModel._from_config(config.qformer_config)
         self.language_projection = nn.Linear(config.qformer_config.hidden_size, config.text_config.hidden_size)
@@ -136,17 +115,38 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.qformer.set_input_embeddings(value)
 
-    def _encode_pair(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs):
-        check_pixel_values(pixel_values, self.config.vision_config.image_size, any_size=interpolate_pos_encoding)
+    def _encode_pair(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, masks: bool = False, **kwargs
+    ) -> tuple[ModelOutput, torch.Tensor, torch.Tensor | None]:
+        check_pixel_values(pixel_values, self.config.image_size, any_size=interpolate_pos_encoding)
         vision_outputs = self.vision_model(
             pixel_values.flatten(0, 1),  # (B, 2, 3, H, W) -> (2B, 3, H, W)
             interpolate_pos_encoding=interpolate_pos_encoding,
             return_dict=True,
             **kwargs,
         )
-        return vision_outputs, self.compare_dates(vision_outputs.last_hidden_state, *pixel_values.shape[-2:])
+        maps = vision_outputs.get("feature_maps", ())
+        return vision_outputs, *self._compare_dates(
+            vision_outputs.last_hidden_state, *pixel_values.shape[-2:], maps, masks
+        )
 
-    def compare_dates(self, vision_features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    def _compare_dates(
+        self, vision_features: torch.Tensor, height: int, width: int, feature_maps=(), masks: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        before, after = vision_features.unflatten(0, (-1, 2)).unbind(1)  # (2B, N, D) -> 2 x (B, N, D)
+        pair_features = self.difference(before, after)  # (B, 2N, D)
+        grid, mask_logits = self.config.grid(height, width), None
+        if self.config.spatial_position_codes:
+            pair_features = add_spatial_codes(pair_features, *grid, self.config.num_prefix_tokens)
+        if masks or self.config.mask_evidence:
+            mask_logits = self.mask_decoder(pair_features, grid, feature_maps[: self.config.mask_skip_maps])
+        if self.config.mask_evidence:
+            pair_features = pair_features + self.mask_decoder.evidence(mask_logits, grid)
+        return pair_features, mask_logits
+
+    def compare_dates(
+        self, vision_features: torch.Tensor, height: int, width: int, feature_maps: Sequence[torch.Tensor] = ()
+    ) -> torch.Tensor:
         """
         From vision features to pair features: what [`encode_pair`] does after the vision encoder (paper, visual
         difference perception).
@@ -154,16 +154,13 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         Args:
             vision_features (`torch.Tensor` of shape `(2B, N, D)`): before and after of the first pair, and so on.
             height, width (`int`): of the images, in pixels.
+            feature_maps (`Sequence[torch.Tensor]` of shape `(2B, C, h, w)` each, *optional*): a backbone's, for models
+                with `mask_evidence`.
 
         Returns:
             `torch.Tensor` of shape `(B, 2N, D)`.
         """
-        before, after = vision_features.unflatten(0, (-1, 2)).unbind(1)  # (2B, N, D) -> 2 x (B, N, D)
-        pair_features = self.difference(before, after)  # (B, 2N, D)
-        if self.config.spatial_position_codes:
-            patch = self.config.vision_config.patch_size
-            pair_features = add_spatial_codes(pair_features, height // patch, width // patch)
-        return pair_features
+        return self._compare_dates(vision_features, height, width, feature_maps)[0]
 
     def encode_pair(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """
@@ -190,8 +187,9 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         qformer_attention_mask: torch.LongTensor | None = None,
         pair_features: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        masks: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithVisionQformerOutputs:
+    ) -> DeltaVLMImageOutput:
         """
         Computes the change tokens.
 
@@ -203,12 +201,11 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
                 `pixel_values`, what [`~DeltaVLMModel.encode_pair`] gave; a single pair answers all instructions.
             interpolate_pos_encoding (`bool`, *optional*): for images of another size than the model's, and for pair
                 features of such.
+            masks (`bool`, *optional*): with the mask decoder's logits; of `pixel_values` alone.
             kwargs: `output_hidden_states` and `output_attentions`, of vision encoder and Q-Former.
 
         Returns:
-            `BaseModelOutputWithVisionQformerOutputs`: `pooler_output` are the change tokens `(B, Q, d_llm)`,
-            `last_hidden_state` the pair features `(B, 2N, D)`; `vision_outputs` and `qformer_outputs` in full. On
-            request, `hidden_states` and `attentions` are the vision encoder's, of `(2B, ...)`: before, after, ...
+            [`DeltaVLMImageOutput`].
 
         Raises:
             ValueError: if not exactly one of `pixel_values` and `pair_features` is given, `qformer_input_ids` is
@@ -219,11 +216,13 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         if qformer_input_ids is None:
             raise ValueError("`qformer_input_ids` is missing: the Q-Former reads the instruction with the images.")
         check_ids(qformer_input_ids, self.config.qformer_config.vocab_size, "qformer_tokenizer")
-        vision_outputs = None
+        vision_outputs = mask_logits = None
         if pixel_values is not None:
-            vision_outputs, pair_features = self._encode_pair(pixel_values, interpolate_pos_encoding, **kwargs)
+            vision_outputs, pair_features, mask_logits = self._encode_pair(
+                pixel_values, interpolate_pos_encoding, masks, **kwargs
+            )
         else:
-            tokens, width = 2 * self.vision_model.embeddings.num_positions, self.config.vision_config.hidden_size
+            tokens, width = 2 * self.config.num_vision_tokens, self.config.vision_width
             dtypes = {self.query_tokens.dtype, self.vision_model.dtype}
             check_pair_features(pair_features, tokens, width, dtypes, any_size=interpolate_pos_encoding)
         questions = qformer_input_ids.shape[0]
@@ -244,13 +243,14 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             **kwargs,
         )
         queries = qformer_outputs.last_hidden_state[:, : query_tokens.shape[1]]  # (B, Q + T, d) -> (B, Q, d)
-        return BaseModelOutputWithVisionQformerOutputs(
+        return DeltaVLMImageOutput(
             last_hidden_state=pair_features,
             pooler_output=self.language_projection(queries),  # (B, Q, d_llm)
             hidden_states=None if vision_outputs is None else vision_outputs.hidden_states,
             attentions=None if vision_outputs is None else vision_outputs.attentions,
             vision_outputs=vision_outputs,
             qformer_outputs=qformer_outputs,
+            mask_logits=mask_logits,
         )
 
     def forward(
@@ -260,7 +260,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
         qformer_attention_mask: torch.LongTensor | None = None,
         pair_features: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithVisionQformerOutputs:
+    ) -> DeltaVLMImageOutput:
         """The change tokens and what leads to them: see [`~DeltaVLMModel.get_image_features`]."""
         return self.get_image_features(
             pixel_values, qformer_input_ids, qformer_attention_mask, pair_features=pair_features, **kwargs
@@ -367,11 +367,22 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
             mm_encoder_outputs (`dict[str, ModelOutput]`, *optional*): `{"image": get_image_features(...)}`, in place
                 of the images.
             kwargs: for the language model; and `shift_labels` `(B, L)`, in place of `labels`, what each position is
-                to predict: where a sequence is split among devices, its part does not hold the next token.
+                to predict: where a sequence is split among devices, its part does not hold the next token; and
+                `mask_labels` `(B, K, H, W)`, whose loss is added, or is all where there is no prompt, with
+                `centre_labels` of the same shape, see `losses.py`.
 
         Raises:
             ValueError: if placeholders and change tokens differ in number, or inputs contradict each other.
         """
+        # Not among the parameters: `Trainer` asks a batch for every label that it finds there.
+        shift_labels, mask_labels, centre_labels = (
+            kwargs.pop(name, None) for name in ("shift_labels", "mask_labels", "centre_labels")
+        )
+        check_mask_labels(mask_labels, pixel_values, self.config.mask_classes)
+        if mask_labels is not None and input_ids is None and inputs_embeds is None:
+            mask_logits = self._encode_pair(pixel_values, interpolate_pos_encoding, masks=True)[2]
+            loss = mask_loss(mask_logits, mask_labels, centre_labels)
+            return DeltaVLMCausalLMOutputWithPast(loss=loss, mask_logits=mask_logits)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the prompt as `input_ids` or as `inputs_embeds`: exactly one of them.")
         features = (mm_encoder_outputs or {}).get("image")
@@ -386,6 +397,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
                 qformer_attention_mask,
                 pair_features=pair_features,
                 interpolate_pos_encoding=interpolate_pos_encoding,
+                masks=mask_labels is not None,
                 return_dict=True,
                 **captured,
             )
@@ -405,8 +417,6 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
             if attention_mask.shape[1] > length or cache is None or cache.get_seq_length() == 0:
                 position_ids = position_ids_from_mask(attention_mask)[:, -length:]
 
-        # Not among the parameters: `Trainer` asks a batch for every label that it finds there.
-        shift_labels = kwargs.pop("shift_labels", None)
         loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch", "ignore_index") if key in kwargs}
         optional = {"position_ids": position_ids, "logits_to_keep": logits_to_keep}
         outputs = self.language_model(
@@ -417,21 +427,11 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
             **{key: value for key, value in optional.items() if key in self._language_model_inputs},
             **kwargs,
         )
-        loss = None
-        if labels is not None or shift_labels is not None:
-            targets = shift_labels
-            if targets is None:  # a position predicts the one after it
-                targets = nn.functional.pad(labels, (0, 1), value=loss_kwargs.get("ignore_index", -100))[:, 1:]
-            if "logits_to_keep" in self._language_model_inputs:
-                kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-                targets = targets[:, kept]
-            loss = self.loss_function(
-                logits=outputs.logits,
-                labels=labels,
-                vocab_size=outputs.logits.shape[-1],
-                shift_labels=targets.contiguous(),
-                **loss_kwargs,
-            )
+        kept = logits_to_keep if "logits_to_keep" in self._language_model_inputs else None
+        loss = answer_loss(self, outputs.logits, labels, shift_labels, kept, **loss_kwargs)
+        if mask_labels is not None:
+            of_masks = mask_loss(features.mask_logits, mask_labels, centre_labels)
+            loss = of_masks if loss is None else loss + of_masks.to(loss.device)
         return DeltaVLMCausalLMOutputWithPast(
             loss=loss,
             logits=outputs.logits,
@@ -441,6 +441,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
             image_outputs=features,
             vision_outputs=None if features is None else features.vision_outputs,
             qformer_outputs=None if features is None else features.qformer_outputs,
+            mask_logits=None if features is None else features.get("mask_logits"),
             **{CACHE: outputs[CACHE] if CACHE in outputs else None},
         )
 

@@ -35,18 +35,19 @@ def sincos_2d(height: int, width: int, hidden_size: int, device: torch.device | 
     return torch.cat([rows, columns], dim=-1).flatten(0, 1) * 2**0.5
 
 
-def add_spatial_codes(pair_features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def add_spatial_codes(pair_features: torch.Tensor, height: int, width: int, prefix_tokens: int = 1) -> torch.Tensor:
     """
     Adds the same codes to both dates, none to CLS, each as strong as the token that it is added to.
 
     Args:
         pair_features (`torch.Tensor` of shape `(B, 2N, D)`).
-        height, width (`int`): of the grid, in patches; N = height * width + 1.
+        height, width (`int`): of the grid, in patches; N = height * width + prefix_tokens.
+        prefix_tokens (`int`, *optional*, defaults to 1): before those of the grid: CLS, or none.
 
     Returns:
         `torch.Tensor` of shape `(B, 2N, D)`.
     """
     codes = sincos_2d(height, width, pair_features.shape[-1], pair_features.device)
-    codes = nn.functional.pad(codes, (0, 0, 1, 0)).repeat(2, 1)  # (2N, D)
+    codes = nn.functional.pad(codes, (0, 0, prefix_tokens, 0)).repeat(2, 1)  # (2N, D)
     scale = pair_features.float().pow(2).mean(-1, keepdim=True).sqrt()
     return pair_features + (codes * scale).to(pair_features.dtype)
