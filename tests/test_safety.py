@@ -158,7 +158,7 @@ class TestNothingIsUnpickled:
             kind.from_pretrained(evil)
 
     def test_as_the_base_of_a_small_checkpoint(self, evil, tmp_path):
-        model = AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
+        model = AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny()).requires_grad_(False)
         model.keep_out_of_checkpoints(["query_tokens"], [{"name_or_path": str(evil), "prefix": ""}])
         model.save_pretrained(tmp_path / "small")
         with pytest.raises(ValueError, match=self.refusal):

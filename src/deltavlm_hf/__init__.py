@@ -19,6 +19,7 @@ _MODULES = {
     "DeltaVLMModel": "modeling",
     "DeltaVLMProcessor": "processing",
     "ask_pairs": "inference",
+    "compose": "hub.compose",
     "convert_instructblip": "hub.conversion",
     "convert_original_checkpoint": "hub.conversion",
     "replacing": "files",

@@ -24,16 +24,15 @@ from transformers import (
 from ..modeling import DeltaVLMConfig
 from ..modeling.csrm import CrossSemanticRelationMeasuring
 from ..modeling.weight_sources import shape
-from ..processing import DeltaVLMImageProcessor, DeltaVLMProcessor
 from .folder import embedding_names, write_folder
 from .names import DROPPED, DROPPED_CSRM
+from .parts import MAX_NEW_TOKENS, SPECIAL_IDS, build_processor, check_output
 from .sources import Origin, Source, Weights, is_local, load_checkpoint, read_eva, rename, warn_if_csrm_is_untrained
 
-# The authors' `generate` (LAVIS), with embeddings as input: their `max_length=256` counts one id that is not there.
-GENERATION_DEFAULTS = {"num_beams": 5, "max_new_tokens": 255, "repetition_penalty": 1.5, "do_sample": False}
+# The authors' `generate` (LAVIS), with embeddings as input.
+GENERATION_DEFAULTS = {"num_beams": 5, "max_new_tokens": MAX_NEW_TOKENS, "repetition_penalty": 1.5, "do_sample": False}
 # How the authors load the tokenizer: beginning, end and unknown are all `</s>`.
 SPECIAL_TOKENS = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "[PAD]"}
-SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 QFORMER_BOS = "[DEC]"
 
 
@@ -74,7 +73,7 @@ def convert_original_checkpoint(
             configuration's, a weight of the model is in none of the sources, or `small` would have to point to a
             single file.
     """
-    output_dir = _check_output(output_dir)
+    output_dir = check_output(output_dir)
     for source in (checkpoint, vision):
         if not Path(source).exists() and (source is checkpoint or is_local(source)):
             raise FileNotFoundError(f"{source} does not exist.")
@@ -86,11 +85,10 @@ def convert_original_checkpoint(
     config = DeltaVLMConfig() if config is None else DeltaVLMConfig.from_dict(config.to_dict())
     config.text_config = AutoConfig.from_pretrained(language_model)
     tokenizer = AutoTokenizer.from_pretrained(language_model, **SPECIAL_TOKENS)
-    processor = _build_processor(
+    processor = build_processor(
         tokenizer, _read_bert(qformer_tokenizer), config, qformer_prompt="dialogue", normalize_text=True
     )
     special_ids = {name: getattr(processor.tokenizer, name) for name in SPECIAL_IDS}
-    config.image_token_id = processor.image_token_id
     generation = GenerationConfig(**GENERATION_DEFAULTS, **special_ids)
     dropped = DROPPED if config.difference_module == "csrm" else DROPPED + DROPPED_CSRM
     with ExitStack() as stack:
@@ -135,7 +133,7 @@ def convert_instructblip(
         FileNotFoundError: if the folder is missing.
         ValueError: if it is no InstructBLIP.
     """
-    output_dir = _check_output(output_dir)
+    output_dir = check_output(output_dir)
     if is_local(instructblip) and not Path(instructblip).is_dir():
         raise FileNotFoundError(f"{instructblip} does not exist.")
     base = AutoConfig.from_pretrained(instructblip)
@@ -150,8 +148,7 @@ def convert_instructblip(
         num_query_tokens=base.num_query_tokens,
         post_layernorm_eps=base.vision_config.layer_norm_eps,
     )
-    processor = _build_processor(tokenizer, bert, config)
-    config.image_token_id = processor.image_token_id
+    processor = build_processor(tokenizer, bert, config)
     special_ids = {name: getattr(processor.tokenizer, name) for name in SPECIAL_IDS}
     with ExitStack() as stack:
         origin = Origin(instructblip, stack)
@@ -163,33 +160,10 @@ def convert_instructblip(
     return output_dir
 
 
-def _check_output(output_dir: Source) -> Path:
-    output_dir = Path(output_dir)
-    if output_dir.exists() and (
-        not output_dir.is_dir() or any(not path.name.startswith(".saving-") for path in output_dir.iterdir())
-    ):
-        raise FileExistsError(f"{output_dir} exists already: choose another `output_dir` or remove it first.")
-    return output_dir
-
-
-def _longest_prompt(text_config: PreTrainedConfig) -> int:
-    """What leaves room for an answer of the default length, or half of what the language model can read."""
-    positions = text_config.max_position_embeddings
-    return max(positions - GENERATION_DEFAULTS["max_new_tokens"], positions // 2)
-
-
 def _read_bert(source: Source) -> BertTokenizer:
     bert = BertTokenizer(str(source)) if Path(source).is_file() else BertTokenizer.from_pretrained(source)
     bert.add_special_tokens({"bos_token": QFORMER_BOS})
     return bert
-
-
-def _build_processor(tokenizer, bert, config: DeltaVLMConfig, **kwargs) -> DeltaVLMProcessor:
-    size = config.vision_config.image_size
-    image_processor = DeltaVLMImageProcessor(size={"height": size, "width": size})
-    processor = DeltaVLMProcessor(image_processor, tokenizer, bert, num_query_tokens=config.num_query_tokens, **kwargs)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, _longest_prompt(config.text_config))
-    return processor
 
 
 def _extend_vocabulary(weights: Weights, text_config: PreTrainedConfig, token_id: int) -> None:

@@ -26,14 +26,18 @@ def is_local(source: Source) -> bool:
     return not isinstance(source, str) or os.path.isabs(text) or text.startswith(".") or Path(text).suffix == ".pth"
 
 
+def named(source: Source) -> str:
+    """A folder by its whole path, which is found from every working directory; a Hub id as it is."""
+    return os.path.abspath(source) if os.path.isdir(source) else os.fspath(source)
+
+
 class Origin:
     """Where the frozen weights come from: a folder or Hub id in the form of `save_pretrained`."""
 
     def __init__(
         self, source: Source, stack: ExitStack, prefix: str = "", only: Callable[[str], bool] = lambda name: True
     ):
-        name = os.path.abspath(source) if os.path.isdir(source) else os.fspath(source)
-        self.place = {"name_or_path": name, "prefix": prefix}
+        self.place = {"name_or_path": named(source), "prefix": prefix}
         self.files: dict[str, Weights] = {}  # by path
         try:
             files = find_files(self.place, only)

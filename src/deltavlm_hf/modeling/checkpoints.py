@@ -20,7 +20,7 @@ from .bounds import check_generation
 from .csrm import current_name
 from .lora import LORA_MARK, check_adapter, lora_settings, restore_lora, without_adapter
 from .saving import loading, replacing
-from .weight_sources import DOWNLOAD, add_missing, check_indexes, open_weights
+from .weight_sources import DOWNLOAD, add_missing, check_indexes, names_in, open_weights
 
 _BY_AUTO_CLASSES = {"config", "adapter_kwargs", "trust_remote_code"}  # what they pass beside the caller's arguments
 _FINDS_FILES = {*DOWNLOAD, "revision", "subfolder"}
@@ -132,8 +132,10 @@ class CheckpointMixin(PreTrainedModel):
                         "`save_pretrained(..., only_trained=False)`."
                     )
                 weights = open_weights(checkpoint_files, stack)
-                weights = {current_name(name): weight for name, weight in weights.items()}
-                add_missing(weights, set(model.state_dict()), sources, stack, **(load_config.download_kwargs or {}))
+                name_in_model = names_in(model)
+                weights = {name_in_model(name): weight for name, weight in weights.items()}
+                wanted = model.state_dict().keys() - model.all_tied_weights_keys.keys()
+                add_missing(weights, wanted, sources, name_in_model, stack, **(load_config.download_kwargs or {}))
                 state_dict = {name: weight for name, weight in weights.items() if LORA_MARK not in name}
                 if is_deepspeed_zero3_enabled():
                     state_dict = {name: weight[...] for name, weight in state_dict.items()}

@@ -73,10 +73,13 @@ class VisionBackbone(PreTrainedModel):
     main_input_name = "pixel_values"
     base_model_prefix = ""
     supports_gradient_checkpointing = True
+    # Of attention, what the backbone takes: it is asked first, and writes its choice into the configuration.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
 
     def __init__(self, config: DeltaVLMConfig):
+        backbone = AutoBackbone.from_config(config.vision_config)
         super().__init__(config.vision_config)
-        self.backbone = AutoBackbone.from_config(config.vision_config)
+        self.backbone = backbone
         self.neck = VisionNeck(self.backbone.channels, config.vision_width, config.vision_stride)
         self._takes_any_size = "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
         self.post_init()

@@ -25,6 +25,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import cached_file, logging
 
 from .bounds import is_file_name
@@ -113,6 +116,23 @@ def find_files(
         shards = {shard for weight, shard in weight_map.items() if wanted(current_name(prefix + weight))}
         return [cached_file(name, shard, revision=revision, **options) for shard in sorted(shards)]
     raise OSError(f"{name!r} holds no weights that can be read: {missing}") from missing
+
+
+def names_in(model: nn.Module) -> Callable[[str], str]:
+    """
+    What gives the name in a model of a weight in a file. Transformers renames layers of vision encoders from release
+    to release, and goes on to write files under their first names.
+    """
+    transforms = get_model_conversion_mapping(model)
+    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+
+    def name_in_model(name: str) -> str:
+        name = current_name(name)
+        renamed, converted = rename_source_key(name, renamings, converters)
+        return name if converted else renamed  # what is made of several is not the same weight
+
+    return name_in_model
 
 
 def open_weights(files: list[str], stack: ExitStack) -> dict[str, Any]:
@@ -211,6 +231,7 @@ def add_missing(
     weights: dict[str, Any],
     wanted: set[str],
     sources: list[dict[str, Any]],
+    name_in_model: Callable[[str], str],
     stack: ExitStack,
     **download_kwargs,
 ) -> None:
@@ -221,6 +242,7 @@ def add_missing(
         weights (`dict`): of the checkpoint, by name; added to.
         wanted (`set[str]`): names of the model's weights.
         sources (`list[dict]`): see the head of this module.
+        name_in_model (`Callable`): see [`names_in`].
         stack (`ExitStack`): closes the files that are opened.
         download_kwargs: see [`find_files`].
 
@@ -228,6 +250,11 @@ def add_missing(
         OSError: if a source that is needed cannot be found.
         ValueError: if it is another than the one that the checkpoint was written with.
     """
+
+    def is_missing(name: str) -> bool:
+        name = name_in_model(name)
+        return name in wanted and name not in weights
+
     for source in sources:
         prefix = source.get("prefix", "")
         missing = wanted - weights.keys()
@@ -235,7 +262,7 @@ def add_missing(
             continue
         expected = source.get("digests")
         try:
-            files = find_files(source, missing.__contains__, **download_kwargs)
+            files = find_files(source, is_missing, **download_kwargs)
         except OSError as error:
             place = {key: value for key, value in source.items() if key != "digests" and value}
             raise OSError(
@@ -251,5 +278,5 @@ def add_missing(
                     "digests: from_pretrained(..., "
                     f"weight_sources=[{ {'name_or_path': source['name_or_path'], 'prefix': prefix} }])."
                 )
-            found = {current_name(prefix + name): weight for name, weight in found.items()}
+            found = {name_in_model(prefix + name): weight for name, weight in found.items()}
             weights.update({name: weight for name, weight in found.items() if name in missing})

@@ -12,9 +12,8 @@ from torch import nn
 from transformers.utils.hub import extract_commit_hash
 
 from ..modeling import DeltaVLMForConditionalGeneration
-from ..modeling.csrm import current_name
 from ..modeling.lora import LORA_MARK, make_lora_config, without_adapter
-from ..modeling.weight_sources import digest, find_files, open_weights, same_values, shape
+from ..modeling.weight_sources import digest, find_files, names_in, open_weights, same_values, shape
 from .quantization import quantised_part_only
 
 
@@ -161,15 +160,16 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
             there: they can neither be left out nor saved.
         OSError: if it is not there any more.
     """
-    base = model.config.name_or_path
-    if not base:
+    base, sources = model.config.name_or_path, model.config.weight_sources or []
+    if not (base or sources):
         raise ValueError(
             "A small checkpoint points to the place of the frozen weights, but this model was made from a "
             "configuration: save it once with `save_pretrained`, and train what `from_pretrained` makes of that."
         )
-    if os.path.isdir(base):
-        base = os.path.abspath(base)  # found from every working directory
-    whole = {"name_or_path": base, "revision": model.weights_revision, "prefix": ""}
+    if base:
+        if os.path.isdir(base):
+            base = os.path.abspath(base)  # found from every working directory
+        sources = [{"name_or_path": base, "revision": model.weights_revision, "prefix": ""}, *sources]
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     tensors = {without_adapter(name): tensor for name, tensor in model.state_dict().items()}
     kept = {name for name in tensors if name in trained or LORA_MARK in name}  # adapters are looked for here alone
@@ -179,14 +179,14 @@ def leave_out_frozen(model: DeltaVLMForConditionalGeneration) -> list[str]:
         for name, module in model.named_modules()
         if hasattr(getattr(module, "weight", None), "quant_state")
     }
-    left_out, needed = [], []
-    for source in (whole, *(model.config.weight_sources or [])):
+    left_out, needed, name_in_model = [], [], names_in(model)
+    for source in sources:
         prefix = source.get("prefix", "")
         same, digests = [], {}
         with ExitStack() as stack:
-            for file in find_files(source, unplaced.__contains__):
+            for file in find_files(source, lambda name: name_in_model(name) in unplaced):
                 weights = open_weights([file], stack)
-                found = {current_name(prefix + name): weight for name, weight in weights.items()}
+                found = {name_in_model(prefix + name): weight for name, weight in weights.items()}
                 here = [name for name in unplaced if name in found and same_values(unplaced[name], found[name])]
                 for owner in quantised.keys() & found.keys() & unplaced.keys() - set(here):
                     if _same_in_4bit(quantised[owner], found[owner]):
