@@ -408,7 +408,7 @@ class TestRefused:
 
     def test_other_channels(self, vision, language_model):
         self.change(vision, "config.json", num_channels=12)
-        with pytest.raises(ValueError, match="reads 12 channels, expected 3"):
+        with pytest.raises(ValueError, match="reads 12 channels .*expected 3"):
             compose(vision, language_model)
 
     @pytest.mark.parametrize(

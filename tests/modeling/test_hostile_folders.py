@@ -237,6 +237,105 @@ def memory_to_refuse(folder: Path, words: str) -> int:
     return int(done.stdout)
 
 
+class TestBackbones:
+    """A vision encoder of others, its neck and the masks."""
+
+    @pytest.fixture(scope="class")
+    def saved(self, tmp_path_factory, small_config) -> Path:
+        folder = tmp_path_factory.mktemp("convnext")
+        encoder = {"model_type": "convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4, "image_size": 64}
+        config = small_config(
+            vision_config={**encoder, "out_indices": [1, 2, 3, 4]}, mask_classes=["road"], mask_skip_maps=1
+        )
+        DeltaVLMForConditionalGeneration(config).save_pretrained(folder)
+        return folder
+
+    @pytest.fixture
+    def folder(self, saved, tmp_path) -> Path:
+        return Path(shutil.copytree(saved, tmp_path / "model"))
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"vision_config.depths": [10**6, 1, 1, 1]},
+            {"vision_config.depths": [1000, 1000, 1000, 1000]},
+            {"vision_config.hidden_sizes": [2**30, 16, 24, 32]},
+            {"vision_config.num_channels": 10**9},
+            {"vision_config.patch_size": 2**20},
+            {"vision_config": {"model_type": "swin", "embed_dim": 2**40}},
+            {"vision_config": {"model_type": "swin", "depths": [2**10] * 4}},
+            {"vision_config": {"model_type": "efficientnet_lite", "depth": 10**6}},
+            {"neck_hidden_size": 2**30},
+            {"neck_stride": 2**30},
+            {"mask_hidden_size": 2**30},
+        ],
+        ids=str,
+    )
+    def test_beyond_any_model(self, settings, kind, folder):
+        change(folder, settings)
+        assert "at most" in refused(folder, next(iter(settings)), kind)
+
+    @pytest.mark.parametrize(
+        "settings, words",
+        [
+            ({"vision_config.num_channels": 4}, "reads 4 channels .*expected 3"),
+            ({"vision_config.hidden_sizes": ["a"] * 4}, "hidden_sizes"),
+            ({"vision_config.out_indices": [10**6]}, "out_indices"),
+            ({"vision_config": {"model_type": "efficientnet_lite", "depth": True}}, "depth"),
+            ({"vision_config": {"model_type": "efficientnet_lite", "batch_norm_eps": "x"}}, "batch_norm_eps"),
+            ({"neck_hidden_size": True}, "neck_hidden_size"),
+            ({"neck_hidden_size": 0}, "`neck_hidden_size` is 0|encoder_hidden_size"),
+            ({"neck_stride": 0}, "`neck_stride` is 0"),
+            ({"neck_stride": 48}, "`neck_stride` is 48, of which the image size of 64 is no multiple"),
+            ({"mask_hidden_size": 0}, "`mask_hidden_size` is 0"),
+            ({"mask_hidden_size": 1}, "`mask_hidden_size` is 1, too few"),
+            ({"mask_skip_maps": 10**6}, "this vision encoder has 4 feature maps"),
+            ({"mask_skip_maps": -1}, "this vision encoder has 4 feature maps"),
+            ({"mask_classes": [f"class {number}" for number in range(1001)]}, "has 1001 names, expected 1 to 1000"),
+            ({"mask_classes": []}, "has 0 names"),
+            ({"mask_classes": ["road", "road"]}, "expected different names"),
+            ({"mask_classes": [["road"]]}, "expected different names"),
+            ({"mask_classes": ["r" * 10**6]}, "of 1 to 100 characters"),
+            ({"mask_classes": "road"}, "mask_classes"),
+            ({"mask_classes": None}, "need `mask_classes`"),
+        ],
+        ids=lambda value: str(value)[:60],
+    )
+    def test_what_cannot_be(self, settings, words, folder):
+        change(folder, settings)
+        refused(folder, words)
+
+    @pytest.mark.parametrize("model_type", ["llama", "detr", "vit", "deltavlm", "nothing", ["convnext"]], ids=str)
+    def test_what_is_no_backbone(self, model_type, folder):
+        change(folder, {"vision_config": {"model_type": model_type}})
+        refused(folder, "no.* a backbone of Transformers|Unrecognized model type|unhashable")
+
+    @pytest.mark.parametrize("config", [{"backbone": "resnet50"}, {}, {"use_pretrained_backbone": True}], ids=str)
+    @pytest.mark.parametrize("model_type", ["timm_backbone", "timm_wrapper"])
+    def test_timm(self, model_type, config, folder):
+        change(folder, {"vision_config": {"model_type": model_type, **config}})
+        refused(folder, "models of timm are not taken, for timm needs torchvision and fetches weights by a name")
+        with pytest.raises(ValueError, match="models of timm are not taken"):
+            DeltaVLMConfig(vision_config={"model_type": model_type, **config})
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"vision_config.hidden_sizes": [2**20] * 4},
+            {"vision_config": {"model_type": "swin", "window_size": 2**14, "embed_dim": 8, "out_indices": [1, 2]}},
+            {"neck_hidden_size": 2**20},
+            {"mask_hidden_size": 2**20},
+        ],
+        ids=str,
+    )
+    def test_what_the_files_do_not_hold_is_not_made(self, settings, folder):
+        """Layers of terabytes, each within its bound."""
+        change(folder, settings)
+        words = "but the configuration asks for|bytes of tables|weights are not in its files"
+        assert memory_to_refuse(folder, words) < 3e9
+
+
 class TestCode:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("part", ["", "text_config.", "vision_config.", "qformer_config.", "a.b."])

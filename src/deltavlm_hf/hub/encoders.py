@@ -88,10 +88,6 @@ def read_encoder(
     if isinstance(encoder.config, InstructBlipConfig):
         encoder.config = encoder.config.vision_config
     DeltaVLMConfig(vision_config=encoder.config)  # or an error that says what is wrong with it
-    if getattr(encoder.config, "num_channels", 3) != 3:
-        raise ValueError(
-            f"The vision encoder reads {encoder.config.num_channels} channels, expected 3: red, green, blue."
-        )
     is_place = not isinstance(vision, PreTrainedConfig | PreTrainedModel)
     asked = _preprocessing(vision) if is_place else {}
     if isinstance(encoder.config, InstructBlipVisionConfig):

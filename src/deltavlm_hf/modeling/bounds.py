@@ -11,6 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 MOST_WEIGHTS = 2 * 10**12  # in dense layers: several times the largest language model that exists
+MOST_CLASSES = 1000  # of masks
 _MOST_PARTS = 2**19  # layers times experts, each of which may be modules of its own
 _DEPTH = 20  # of dicts in dicts
 
@@ -81,6 +82,7 @@ def check_sizes(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the setting, its value and the bound.
     """
+    _check_vision(settings)
     for path, name, value in _walk(settings):
         if name in _SMALLEST and value is not None:
             fits = isinstance(value, int) and not isinstance(value, bool)
@@ -94,7 +96,11 @@ def check_sizes(settings: Mapping[str, Any]) -> None:
                 f"`{path}` is {_short(value)}, and at most {largest} is built: the configuration is damaged, or made "
                 "to eat this machine."
             )
-    for path, _, part in _all(settings):
+    for path, name, part in _all(settings):
+        if name == "depths" and isinstance(part, list | tuple):  # of stages, each within its bound by now
+            blocks = sum(each for each in part if isinstance(each, int))
+            if blocks > 2**10:
+                raise ValueError(f"`{path}` asks for {blocks} blocks in all stages, and at most {2**10} are built.")
         if not isinstance(part, Mapping):
             continue
         layers = _most(part, r".*(layers?|blocks?|depths?)")
@@ -122,8 +128,8 @@ def check_file(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the setting.
     """
-    text = settings.get("text_config")
-    kind = text.get("model_type") if isinstance(text, Mapping) else None
+    _check_vision(settings)
+    kind = _kind(settings, "text_config")
     if kind in CONFIG_MAPPING_NAMES and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(f"`text_config.model_type` is {kind!r}, which is no causal language model of Transformers.")
     for path, name, value in _all(settings):
@@ -148,6 +154,21 @@ def check_file(settings: Mapping[str, Any]) -> None:
             )
         elif name == "llm_int8_skip_modules" and not isinstance(value, list):
             check_name(f"`{path}`", value)
+
+
+def _check_vision(settings: Mapping[str, Any]) -> None:
+    kind = _kind(settings, "vision_config")
+    if isinstance(kind, str) and kind.startswith("timm"):
+        raise ValueError(
+            f"`vision_config.model_type` is {kind!r}: models of timm are not taken, for timm needs torchvision and "
+            "fetches weights by a name of its own. Use the same architecture of Transformers, such as 'resnet', "
+            "'convnext' or 'dinov2'."
+        )
+
+
+def _kind(settings: Mapping[str, Any], part: str) -> Any:
+    config = settings.get(part)
+    return config.get("model_type") if isinstance(config, Mapping) else None
 
 
 def check_generation(settings: Mapping[str, Any]) -> None:

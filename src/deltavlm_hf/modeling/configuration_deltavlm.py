@@ -8,7 +8,7 @@ from transformers import AutoConfig, InstructBlipQFormerConfig, InstructBlipVisi
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
-from .bounds import check_file, check_sizes, check_sources
+from .bounds import MOST_CLASSES, check_file, check_sizes, check_sources
 from .efficientnet_lite import EfficientNetLiteConfig  # noqa: F401 - which makes it known to AutoConfig
 from .lora import check_lora
 
@@ -192,6 +192,8 @@ class DeltaVLMConfig(PreTrainedConfig):
             )
         if isinstance(size, list | tuple) and (len(size) != 2 or size[0] != size[1]):
             raise ValueError(f"`vision_config.image_size` is {size!r:.60}, expected one number: images are square.")
+        if (channels := getattr(self.vision_config, "num_channels", 3)) != 3:
+            raise ValueError(f"The vision encoder reads {channels} channels (`num_channels`), expected 3: RGB.")
         for name, value in (("neck_hidden_size", self.vision_width), ("neck_stride", self.vision_stride)):
             if value < 1:
                 raise ValueError(f"`{name}` is {value}, expected at least 1.")
@@ -212,8 +214,10 @@ class DeltaVLMConfig(PreTrainedConfig):
                 raise ValueError(
                     "`mask_skip_maps` and `mask_evidence` need `mask_classes`: without, there are no masks."
                 )
-        elif not names or len(set(names)) != len(names) or not all(isinstance(name, str) and name for name in names):
-            raise ValueError(f"`mask_classes` is {names!r:.60}, expected different names, 1 to 1000 of them.")
+        elif not 1 <= len(names) <= MOST_CLASSES:
+            raise ValueError(f"`mask_classes` has {len(names)} names, expected 1 to {MOST_CLASSES}.")
+        elif not all(isinstance(name, str) and 1 <= len(name) <= 100 for name in names) or len({*names}) < len(names):
+            raise ValueError(f"`mask_classes` is {names!r:.60}, expected different names of 1 to 100 characters.")
         elif self.mask_hidden_size < 1 or self.mask_hidden_size >> self.mask_skip_maps < 1:
             raise ValueError(
                 f"`mask_hidden_size` is {self.mask_hidden_size}, too few to be halved for {self.mask_skip_maps} maps."

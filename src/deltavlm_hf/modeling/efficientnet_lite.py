@@ -6,6 +6,7 @@ Shapes: B images, C channels of a stage, H x W pixels.
 """
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
@@ -17,6 +18,7 @@ STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3)
 STAGES += ((3, 1, 6, 320, 1),)
 
 
+@strict
 class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
     """
     Args:
