@@ -188,6 +188,11 @@ class TestFamilies:
         """
         assert json.loads(run_python(code)) == expected.tolist()
 
+    def test_a_whole_folder_tells_no_paths(self, made, tmp_path, language_model, vision):
+        made.model.save_pretrained(tmp_path)
+        settings = (tmp_path / "config.json").read_text()
+        assert "weight_sources" in settings and str(vision) not in settings and str(language_model) not in settings
+
     def test_a_small_folder_points_to_the_parts(self, family, vision, language_model, pair, tmp_path):
         torch.manual_seed(0)
         folder = tmp_path / "model"
@@ -344,6 +349,12 @@ class TestQFormer:
             processor.qformer_tokenizer("a road").input_ids == AutoTokenizer.from_pretrained(bert)("a road").input_ids
         )
 
+    def test_of_a_deltavlm(self, language_model, tmp_path):
+        model, processor, new = compose(save_encoder("convnext", tmp_path), language_model, qformer=deltavlm_hf.tiny())
+        shipped = AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
+        assert torch.equal(model.query_tokens, shipped.query_tokens) and "query_tokens" not in new
+        assert len(processor.qformer_tokenizer) == shipped.config.qformer_config.vocab_size
+
     def test_a_new_one(self, language_model, tmp_path):
         vision = save_encoder("convnext", tmp_path)
         config = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
@@ -473,6 +484,34 @@ def test_a_tokenizer_without_padding(language_model, pair, tmp_path):
 def test_16_bits_throughout(language_model, tmp_path):
     model = compose(save_encoder("dinov2", tmp_path), language_model, dtype=torch.bfloat16).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_what_the_documentation_shows(language_model, pair, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text()
+    snippet = text.partition("```python\n")[2].partition("```")[0]
+    for name, folder in (
+        ("facebook/dinov2-small", save_encoder("dinov2", tmp_path / "dinov2")),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", language_model),
+    ):
+        assert name in snippet
+        snippet = snippet.replace(name, str(folder))
+    exec(snippet, {})
+    assert "'vision_model.neck'" in capsys.readouterr().out
+    sizes = [(tmp_path / folder / "model.safetensors").stat().st_size for folder in ("start", "start-small")]
+    assert sizes[1] < sizes[0]
+    whole, small = (AutoModelForImageTextToText.from_pretrained(folder) for folder in ("start", "start-small"))
+    processor = AutoProcessor.from_pretrained("start-small")
+    assert torch.equal(answer_ids(whole, processor, pair), answer_ids(small, processor, pair))
+    assert whole.segment(**processor(images=pair, return_tensors="pt")).shape[1] == 2
+
+
+def test_a_classifier_saved_as_a_backbone_is_pointed_to(language_model, tmp_path):
+    classifier = save_encoder("convnext", tmp_path / "classifier")
+    compose(classifier, language_model).model.vision_model.backbone.save_pretrained(tmp_path / "backbone")
+    compose(tmp_path / "backbone", language_model, output_dir=tmp_path / "small", small=True)
+    saved = load_file(tmp_path / "small" / "model.safetensors")
+    assert not any(name.startswith("vision_model.backbone.") for name in saved)
 
 
 def test_small_checkpoints_after_training(tmp_path, language_model):

@@ -451,6 +451,27 @@ class TestCard:
         assert (f"on {data}, its first 3000 records;" in card.text) == (limit is not None)
         assert "questions: as in training, q: ..." in card.text and "GPT-4o" not in card.text
 
+    def test_encoder_and_masks_are_named(self, tmp_path):
+        folder = Path(shutil.copytree(deltavlm_hf.tiny(), tmp_path / "model"))
+        assert "- vision encoder: InstructBLIP's ViT, 5 blocks, 96 pixels" in Publication(folder, REPO).card.text
+        change(
+            folder / "config.json",
+            vision_config={"model_type": "convnext", "image_size": 64, "out_features": ["stage2", "stage3"]},
+            mask_classes=["road", "<b>house</b>"],
+            weight_sources=[
+                {"name_or_path": "someone/eyes", "revision": "0" * 40, "prefix": "vision_model.backbone."},
+                {"name_or_path": "someone/words", "revision": "1" * 40, "prefix": "language_model."},
+                {"name_or_path": "someone/rest", "revision": "2" * 40},
+            ],
+        )
+        card = Publication(folder, REPO).card
+        assert "- vision encoder: convnext, its feature maps stage2, stage3, 64 pixels" in card.text
+        assert "- change masks: road, &#60;b&#62;house" in card.text
+        assert f"- the vision encoder's weights are read from `someone/eyes` at revision `{'0' * 40}`" in card.text
+        assert f"- the language model's weights are read from `someone/words` at revision `{'1' * 40}`" in card.text
+        assert f"- the other weights are read from `someone/rest` at revision `{'2' * 40}`" in card.text
+        assert card.data.base_model == ["someone/eyes", "someone/words", "someone/rest"]
+
     def test_without_a_report_there_are_no_figures(self):
         card = Publication(deltavlm_hf.tiny(), REPO).card
         assert card.data.eval_results is None and "None were measured." in card.text

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import InstructBlipVisionConfig
 
 from ..modeling.weight_sources import open_weights, shape
 from ..training import SETTINGS_FILE
@@ -20,6 +21,8 @@ LICENCES = {
     "Salesforce/instructblip-vicuna-7b": "InstructBLIP: see its card; its Vicuna is bound to LLaMA's licence",
     "google-bert/bert-base-uncased": "BERT's vocabulary: Apache-2.0",
 }
+# Of a small checkpoint's sources, by where their weights belong.
+PARTS = {"vision_model": "the vision encoder's weights", "language_model": "the language model's weights"}
 DATA_LICENCE = "LEVIR-CC imagery: academic use only; ChangeChat-105k annotations: CC-BY-4.0"
 TASK = "image-text-to-text"
 # Of report.json: task, way to the figure, the metric's name on the Hub, what it is called here.
@@ -129,18 +132,27 @@ def _contents(folder: Path, config: Mapping[str, Any], license: str, base_models
         "## What it is made of",
         "",
         f"- {count:,} parameters in these files",
-        f"- vision encoder: {_text(vision.get('num_hidden_layers', 39))} blocks, "
-        f"{_text(vision.get('image_size', 224))} pixels",
+        f"- vision encoder: {_vision(vision)}, {_text(vision.get('image_size', 224))} pixels",
         f"- difference module: {_text(config.get('difference_module', 'csrm'))}",
         f"- language model: {_text(text.get('model_type', 'llama'))}, "
         f"{_text(text.get('num_hidden_layers', 32))} layers",
     ]
+    if config.get("mask_classes"):
+        lines.append(f"- change masks: {_text(', '.join(config['mask_classes']))}")
     for source in config.get("weight_sources") or []:
         place, revision = _as_code(source["name_or_path"]), _as_code(source["revision"])
-        lines.append(f"- the other weights are read from {place} at revision {revision}")
+        part = PARTS.get(source.get("prefix", "").partition(".")[0], "the other weights")
+        lines.append(f"- {part} are read from {place} at revision {revision}")
     lines += ["", "## Licences", "", f"These weights: {_as_code(license)}. The code: Apache-2.0."]
     lines += [f"- {_as_code(name)}: {LICENCES.get(name, 'see its own card')}" for name in base_models]
     return "\n".join(lines)
+
+
+def _vision(settings: Mapping[str, Any]) -> str:
+    kind = settings.get("model_type", InstructBlipVisionConfig.model_type)
+    if kind == InstructBlipVisionConfig.model_type:
+        return f"InstructBLIP's ViT, {_text(settings.get('num_hidden_layers', 39))} blocks"
+    return f"{_text(kind)}, its feature maps {_text(', '.join(settings.get('out_features') or ['of the last stage']))}"
 
 
 def _limits(report: Mapping[str, Any] | None) -> str:

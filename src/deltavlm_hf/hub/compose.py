@@ -85,7 +85,7 @@ def compose(
     """
     Makes a model to train from parts.
 
-    Nothing but weights and settings is taken from a part: no code, and of a vision encoder safetensors alone.
+    Nothing but weights and settings is taken from a part: no code, and of a backbone safetensors alone.
 
     Args:
         vision: the encoder, as folder or Hub id: any backbone of Transformers (DINOv2, DINOv3, Swin, ConvNeXt, ...) or
