@@ -471,6 +471,9 @@ class TestCard:
         assert f"- the language model's weights are read from `someone/words` at revision `{'1' * 40}`" in card.text
         assert f"- the other weights are read from `someone/rest` at revision `{'2' * 40}`" in card.text
         assert card.data.base_model == ["someone/eyes", "someone/words", "someone/rest"]
+        for place, told in (("someone/eyes", "convnext (`someone/eyes`), its"), ("/home/me/eyes", "convnext, its")):
+            change(folder / "config.json", vision_config={"model_type": "convnext", "_name_or_path": place})
+            assert f"- vision encoder: {told} feature maps of the last stage, " in Publication(folder, REPO).card.text
 
     def test_without_a_report_there_are_no_figures(self):
         card = Publication(deltavlm_hf.tiny(), REPO).card

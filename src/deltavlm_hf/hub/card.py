@@ -152,7 +152,10 @@ def _vision(settings: Mapping[str, Any]) -> str:
     kind = settings.get("model_type", InstructBlipVisionConfig.model_type)
     if kind == InstructBlipVisionConfig.model_type:
         return f"InstructBLIP's ViT, {_text(settings.get('num_hidden_layers', 39))} blocks"
-    return f"{_text(kind)}, its feature maps {_text(', '.join(settings.get('out_features') or ['of the last stage']))}"
+    place = str(settings.get("_name_or_path"))
+    is_known = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", place) and not os.path.exists(place)
+    maps = ", ".join(settings.get("out_features") or ["of the last stage"])
+    return f"{_text(kind)}{f' ({_as_code(place)})' if is_known else ''}, its feature maps {_text(maps)}"
 
 
 def _limits(report: Mapping[str, Any] | None) -> str:

@@ -4,6 +4,7 @@ A DeltaVLM of parts that others trained: any vision encoder, any causal language
 What no part brings is new, and must be trained before any answer means something.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -173,6 +174,10 @@ def compose(
     llm = AutoModelForCausalLM.from_pretrained(
         language_model, config=text_config, dtype=dtype, trust_remote_code=False
     ).requires_grad_(False)
+    config.text_config = llm.config
+    for part in (config.vision_config, config.text_config):
+        if os.path.isdir(part.name_or_path):
+            part.name_or_path = ""  # a folder of this machine says nothing to others; an id on the Hub does
     whole = _with_language_model(model, llm)
     whole.generation_config = GenerationConfig(**special_ids)
     # An InstructBLIP has a language model too: this one's is looked for first.

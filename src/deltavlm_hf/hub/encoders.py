@@ -158,6 +158,7 @@ def _read_backbone(
         encoder.model, loaded = kind.from_pretrained(
             place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
+        config = encoder.config = encoder.model.config
         encoder.new = set(loaded["missing_keys"])
         if encoder.new >= {name for name, _ in encoder.model.named_parameters()}:
             raise ValueError(
@@ -174,6 +175,7 @@ def _read_backbone(
     bound = {name for name, shape in _shapes(config).items() if _shapes(encoder.config)[name] != shape}
     if bound == {_POSITIONS} and hasattr(encoder.model.embeddings, "interpolate_pos_encoding"):
         encoder.model = _with_positions_for(encoder.model, encoder.config)
+        encoder.config = encoder.model.config
     elif not bound:
         encoder.model.config.image_size = size
         encoder.config = encoder.model.config
