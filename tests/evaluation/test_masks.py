@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -202,6 +205,28 @@ def test_the_report_has_words_and_masks_side_by_side(report, mask_model_folder):
     assert "| TinyCD | – | – | 91.05 | – | published, LEVIR-CD (arXiv 2207.13159) |" in lines
     counting = lines.index("### Counting")
     assert f"| {name}, read off its masks |" in "\n".join(lines[counting : counting + 8])
+
+
+@pytest.mark.slow
+def test_two_processes_see_what_one_does(report, mask_model_folder, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    options = [
+        "--pairs",
+        "4",
+        "--tasks",
+        "binary",
+        "count",
+        "grid",
+        "--max-new-tokens",
+        "3",
+        "--output",
+        str(tmp_path),
+    ]
+    command = [*launch, "-m", "deltavlm_hf", "evaluate", str(mask_model_folder), *options]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["systems"] == report[0]["systems"]
 
 
 def test_without_masks_nothing_is_said_of_them(tmp_path, capsys):
