@@ -21,6 +21,7 @@ _MODULES = {
     "ask_pairs": "inference",
     "convert_instructblip": "hub.conversion",
     "convert_original_checkpoint": "hub.conversion",
+    "predict_mask": "inference",
     "replacing": "files",
 }
 

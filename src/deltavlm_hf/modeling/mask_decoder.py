@@ -121,7 +121,10 @@ def segment(
     """
     config = model.config
     if not config.mask_classes:
-        raise ValueError("This model makes no masks: `config.mask_classes` names no class.")
+        raise ValueError(
+            "This model makes no masks: `config.mask_classes` names no class. Choose one that was made and trained "
+            "with masks."
+        )
     if (pixel_values is None) == (pair_features is None):
         raise ValueError("Give the images as `pixel_values` or as `pair_features`: one of them.")
     if pixel_values is not None:

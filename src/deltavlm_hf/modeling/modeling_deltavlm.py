@@ -45,7 +45,7 @@ from .explain import explain
 from .frozen_parts import set_frozen_parts_to_eval
 from .generation_deltavlm import DeltaVLMGenerationMixin
 from .lora import LORA_MARK
-from .losses import answer_loss, mask_loss
+from .losses import answer_loss, mask_loss, share_of_step
 from .mask_decoder import MaskConvolution, MaskDecoder, segment
 from .outputs import DeltaVLMCausalLMOutputWithPast, DeltaVLMImageOutput
 from .positions import add_spatial_codes, position_ids_from_mask
@@ -431,6 +431,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
         loss = answer_loss(self, outputs.logits, labels, shift_labels, kept, **loss_kwargs)
         if mask_labels is not None:
             of_masks = mask_loss(features.mask_logits, mask_labels, centre_labels)
+            of_masks = of_masks * share_of_step(labels, **loss_kwargs)
             loss = of_masks if loss is None else loss + of_masks.to(loss.device)
         return DeltaVLMCausalLMOutputWithPast(
             loss=loss,

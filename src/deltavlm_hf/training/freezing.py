@@ -37,6 +37,7 @@ class FreezePolicy:
             adapter on the frozen language model trains. A model that has one already goes on with that.
         vision_layernorm (`bool`, *optional*, defaults to `True`): the layer norm after the ViT's blocks, whichever of
             these train. The authors' `freeze_vit` leaves it out (`ln_vision`), so that it trains.
+        masks (`bool`, *optional*, defaults to `True`): the mask decoder, of models that have one.
     """
 
     vision_blocks: int | None = None
@@ -46,6 +47,7 @@ class FreezePolicy:
     language_model: bool = False
     lora: dict[str, Any] | None = None
     vision_layernorm: bool = True
+    masks: bool = True
 
 
 def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None = None) -> None:
@@ -96,6 +98,8 @@ def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None 
         trained += [model.qformer, model.query_tokens]
     if policy.projection:
         trained.append(model.language_projection)
+    if policy.masks and model.config.mask_classes:
+        trained.append(model.mask_decoder)
     if policy.language_model:
         trained.append(model.language_model)
     if policy.lora is not None:
