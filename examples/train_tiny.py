@@ -369,7 +369,7 @@ class Speak(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pixel_values, labels, description, dense, **inputs):
+    def forward(self, pixel_values, labels, description, dense=None, **inputs):
         questions = len(labels) // len(pixel_values)
         pair_features = self.model.encode_pair(pixel_values).repeat_interleave(questions, 0)
         outputs = self.model(**inputs, pair_features=pair_features)
@@ -435,15 +435,19 @@ def train(stage: str, module: nn.Module, data: Dataset, collator: Collator, scal
     return (time.perf_counter() - start) / 60
 
 
-def save(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, folder: Path) -> None:
-    """Writes model and processor, in half precision."""
-    model.generation_config = GenerationConfig(
+def make_generation_config(processor: DeltaVLMProcessor) -> GenerationConfig:
+    return GenerationConfig(
         bos_token_id=processor.tokenizer.bos_token_id,
         eos_token_id=processor.tokenizer.eos_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
         suppress_tokens=[processor.image_token_id],
         max_new_tokens=LONGEST_ANSWER,
     )
+
+
+def save(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, folder: Path) -> None:
+    """Writes model and processor, in half precision."""
+    model.generation_config = make_generation_config(processor)
     for saved in (DeltaVLMConfig, DeltaVLMForConditionalGeneration, DeltaVLMImageProcessor, DeltaVLMProcessor):
         saved._auto_class = None  # no copy of the code: it is in the package, beside the folder
     with replacing(folder) as new:

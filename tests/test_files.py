@@ -2,7 +2,7 @@
 
 import pytest
 
-from deltavlm_hf.files import making, replacing, write_text, writing
+from deltavlm_hf.files import making, replacing, write_bytes, write_text, writing
 
 
 def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
@@ -16,6 +16,11 @@ def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
         file.write("new\n")
         assert path.read_text(encoding="utf-8").startswith("old")
     assert [each.name for each in path.parent.iterdir()] == ["notes.txt"] and path.read_bytes() == b"new\n"
+    with pytest.raises(TypeError):
+        write_bytes(path, "no bytes")
+    assert path.read_bytes() == b"new\n"
+    write_bytes(path, b"\x00\r\n")
+    assert path.read_bytes() == b"\x00\r\n"
 
 
 def test_a_new_folder_is_not_there_until_it_is_complete(tmp_path):

@@ -22,6 +22,7 @@ _MODULES = {
     "compose": "hub.compose",
     "convert_instructblip": "hub.conversion",
     "convert_original_checkpoint": "hub.conversion",
+    "predict_mask": "inference",
     "replacing": "files",
 }
 

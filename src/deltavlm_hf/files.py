@@ -8,26 +8,38 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 
 @contextmanager
-def writing(path: str | os.PathLike) -> Iterator[TextIO]:
-    """A text file to write to, which takes its place when it is complete. Its folder is made if it is not there."""
+def _opened(path: str | os.PathLike, mode: str, **options: Any) -> Iterator[Any]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
+    with partial.open(mode, **options) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
 
 
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[TextIO]:
+    """A text file to write to, which takes its place when it is complete. Its folder is made if it is not there."""
+    with _opened(path, "w", encoding="utf-8", newline="\n") as file:
+        yield file
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """A text file at once, see [`writing`]."""
     with writing(path) as file:
         file.write(text)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Any other file at once, see [`writing`]."""
+    with _opened(path, "wb") as file:
+        file.write(content)
 
 
 def replacing(folder: str | os.PathLike) -> AbstractContextManager[str]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deltavlm_hf.app.overlay import draw_cells, overlay_heat
+from deltavlm_hf.app.overlay import MOST, draw_cells, overlay_heat, overlay_mask
 
 
 class TestOverlay:
@@ -38,3 +38,20 @@ class TestOverlay:
         blue = (drawn == (0, 174, 255)).all(-1)
         assert yellow[:100, :100].any() and not yellow[100:].any() and not yellow[:, 100:].any()
         assert blue[200:, 200:].any() and not blue[:200].any() and not blue[:, :200].any()
+
+    def test_each_class_of_a_mask_has_its_colour(self):
+        mask = np.zeros((4, 4), np.uint8)
+        mask[0], mask[3] = 128, 255
+        drawn, legend = overlay_mask(Image.new("RGB", (40, 40), (100, 100, 100)), mask, ["road", "building"])
+        drawn = np.asarray(drawn)
+        assert legend == "road yellow, building blue"
+        assert (drawn[10:30] == 100).all()
+        yellow, blue = (100 * (1 - MOST) + MOST * np.array(colour) for colour in ((255, 196, 0), (0, 174, 255)))
+        assert (abs(drawn[:10] - yellow) <= 1).all() and (abs(drawn[30:] - blue) <= 1).all()
+
+    def test_masks_of_other_classes(self):
+        mask = np.array([[1, 2, 3]], np.uint8)
+        classes = ["water", "building", "trees"]
+        drawn, legend = overlay_mask(Image.new("RGB", (3, 1)), mask, classes)
+        assert legend == "water red, building blue, trees green"
+        assert len(np.unique(np.asarray(drawn).reshape(3, 3), axis=0)) == 3

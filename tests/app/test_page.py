@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from broken_images import in_steps
 from gradio_client import Client, handle_file
@@ -26,9 +27,10 @@ from playwright.sync_api import Page, expect, sync_playwright
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import deltavlm_hf
-from deltavlm_hf import ChangeSession
+from deltavlm_hf import ChangeSession, predict_mask
 from deltavlm_hf.app import guard
 from deltavlm_hf.app import page as web
+from deltavlm_hf.app.overlay import overlay_mask
 from deltavlm_hf.app.page import TASKS, stream_answer
 from deltavlm_hf.data.scenes import generate_scene
 
@@ -215,15 +217,13 @@ class TestApi:
             client.predict(*map(handle_file, map(str, pair)), question, api_name="/ask")
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """The page in this process, and its model: what happens inside can be seen. Real HTTP, short times."""
+@contextmanager
+def serving(folder: Path, model, processor):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "")  # to be restored
-        patch.setattr(guard, "_TEMP", tmp_path_factory.mktemp("gradio"))
+        patch.setattr(guard, "_TEMP", folder)
         patch.setattr(guard, "SWEEP_SECONDS", 0.2)
-        model = AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
-        page = web.build(model, AutoProcessor.from_pretrained(deltavlm_hf.tiny()))
+        page = web.build(model, processor)
         handler = signal.getsignal(signal.SIGTERM)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
@@ -232,6 +232,15 @@ def served(tmp_path_factory):
         page.model = model
         yield page
         page.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """The page in this process, and its model: what happens inside can be seen. Real HTTP, short times."""
+    model = AutoModelForImageTextToText.from_pretrained(deltavlm_hf.tiny())
+    processor = AutoProcessor.from_pretrained(deltavlm_hf.tiny())
+    with serving(tmp_path_factory.mktemp("gradio"), model, processor) as page:
+        yield page
 
 
 @pytest.fixture
@@ -735,3 +744,19 @@ def test_an_answer_ends_with_its_listener():
     pieces.close()
     assert session.history[0][1] == whole.strip()
     assert len(session.history[1][1]) < len(whole) / 2
+
+
+def test_a_models_masks_are_among_the_evidence(make_mask_model, tmp_path, pair):
+    model, processor = make_mask_model()
+    with serving(tmp_path, model, processor) as page:
+        visitor = Visitor(page)
+        images = [*map(visitor.upload, pair)]
+        assert "error" not in visitor.run("compare", images)
+        evidence = visitor.run("converse", ["What changed?", None])["data"][2]
+        captions = {item["caption"]: item["image"]["path"] for item in evidence}
+        assert "attention, before" in captions
+        with Image.open(captions["the mask: road yellow, building blue"]) as shown, Image.open(pair[1]) as after:
+            mask = predict_mask(model, processor, *map(str, pair))
+            expected, _ = overlay_mask(after, mask, model.config.mask_classes)
+            assert abs(np.asarray(shown.convert("RGB")).astype(int) - np.asarray(expected)).mean() < 8  # it is lossy
+            assert mask.any()

@@ -19,9 +19,10 @@ from paths import OFFICIAL
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from deltavlm_hf import tiny
+from deltavlm_hf import predict_mask, tiny
 from deltavlm_hf.cli import main
 from deltavlm_hf.data.scenes import generate_scene
+from deltavlm_hf.inference.loading import load_model
 
 BINARY = "Please judge whether these two images have changed. Please answer yes or no."
 
@@ -95,6 +96,25 @@ def test_ask_another_model(images, converted):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == str(converted)
+
+
+def test_ask_for_the_mask(images, mask_model_folder, tmp_path, capsys):
+    path = tmp_path / "new" / "mask.png"
+    options = ["--model", str(mask_model_folder), "--max-new-tokens", "2", "--json", "--mask", str(path)]
+    assert main(["ask", *map(str, images), BINARY, *options]) == 0
+    assert json.loads(capsys.readouterr().out)["mask"] == str(path)
+    model, processor = load_model(str(mask_model_folder))
+    with Image.open(path) as mask, Image.open(images[1]) as after:
+        assert mask.mode == "L" and mask.size == after.size
+        assert (np.asarray(mask) == predict_mask(model, processor, *images)).all()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_no_mask_of_a_model_without(images, tmp_path, capsys):
+    assert main(["ask", *map(str, images), BINARY, "--mask", str(tmp_path / "mask.png")]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("deltavlm: error: This model makes no masks") and not said.out
+    assert not list(tmp_path.iterdir())
 
 
 def test_chat(images):

@@ -88,3 +88,17 @@ def test_crops_are_the_same_for_both_dates_and_for_no_task_that_counts_or_places
             assert np.array_equal(crop({**row, "task": task}, np.random.default_rng(seed))["before"], row["before"])
     with pytest.raises(ValueError, match="`crop` must be at least 0 and less than 0.5, got 0.5"):
         PairAugmentation(crop=0.5)
+
+
+def test_masks_are_turned_and_cut_with_their_images():
+    mask = next(mask for mask in (generate_scene(seed).mask for seed in range(99)) if len(np.unique(mask)) == 3)
+    image = Image.fromarray(np.stack([mask] * 3, -1))
+    row = {"task": "binary", "before": image, "after": image, "mask": Image.fromarray(mask), "turns": []}
+    for crop in (0.0, 0.3):
+        for seed in range(8):
+            turned = PairAugmentation(crop=crop)(row, np.random.default_rng(seed))
+            after, found = np.asarray(turned["after"])[..., 0], np.asarray(turned["mask"])
+            assert set(np.unique(found)) <= {0, 128, 255}
+            assert (after == found).mean() == 1 if crop == 0 else (abs(after.astype(int) - found) < 64).mean() > 0.97
+            assert not (crop and (found == mask).all())
+    assert PairAugmentation(crop=0.3)({**row, "mask": None}, np.random.default_rng(0))["mask"] is None

@@ -66,6 +66,14 @@ def test_other_policies(tiny_model, policy, beginnings):
     assert trained(tiny_model) == {name for name in names if name.startswith(beginnings)} != set()
 
 
+@pytest.mark.parametrize("masks", [True, False])
+def test_the_mask_decoder_trains_where_there_is_one(make_mask_model, masks):
+    model, _ = make_mask_model(backbone=False)
+    freeze(model, FreezePolicy(vision_blocks=1, masks=masks))
+    decoder = {name for name, _ in model.named_parameters() if name.startswith("mask_decoder.")}
+    assert decoder and trained(model) & decoder == (decoder if masks else set())
+
+
 def test_blocks_that_are_not_there(tiny_model):
     with pytest.raises(ValueError, match="`vision_blocks` is 6; the vision encoder has 5 blocks"):
         freeze(tiny_model, FreezePolicy(vision_blocks=6))

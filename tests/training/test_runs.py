@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import deltavlm_hf
 from deltavlm_hf.cli import main
+from deltavlm_hf.data import load_generated
 from deltavlm_hf.data.scenes import generate_scene
 from deltavlm_hf.inference import ChangeSession
 from deltavlm_hf.training import DeltaVLMTrainingArguments, last_complete_checkpoint
@@ -358,3 +359,62 @@ def test_early_stopping_keeps_the_best(tmp_path):
     folders = (tmp_path / "run", tmp_path / "run" / f"checkpoint-{best}")
     kept, expected = (load_file(folder / "model.safetensors") for folder in folders)
     assert all(torch.equal(kept[name], expected[name]) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def mask_vit(tmp_path_factory, make_mask_model) -> Path:
+    """A small model of InstructBLIP's ViT, with masks."""
+    folder = tmp_path_factory.mktemp("mask_vit") / "model"
+    for part in make_mask_model(backbone=False):
+        part.save_pretrained(folder)
+    return folder
+
+
+def train_masks(folder: Path, model: Path, training: dict | None = None, **config) -> dict[str, torch.Tensor]:
+    """What a short run, in this process, made of the mask decoder, as differences."""
+    steps = {"max_steps": 2, "warmup_steps": 0, "save_steps": 2, "save_frozen_weights": True, **(training or {})}
+    assert main(["train", str(write_config(folder, steps, model=str(model), **config))]) == 0
+    found, start = (load_file(path / "model.safetensors") for path in (folder / "run", model))
+    return {name: found[name] - start[name] for name in start if name.startswith("mask_decoder.")}
+
+
+def test_a_model_with_masks_learns_them(mask_vit, tmp_path):
+    changes = train_masks(tmp_path, mask_vit, augmentation={"turns": True, "crop": 0.1})
+    assert all(change.any() for change in changes.values())
+
+
+def test_a_frozen_mask_decoder_stays_as_it_is(mask_vit, tmp_path):
+    assert not any(change.any() for change in train_masks(tmp_path, mask_vit, freeze={"masks": False}).values())
+
+
+def test_data_without_masks_teach_text_alone(mask_vit, tmp_path):
+    rows = load_generated(2, 4_700_000, tasks=["binary"])
+    for split in ("train", "val"):
+        for number, row in enumerate(rows):
+            for date, part in (("before", "A"), ("after", "B")):
+                path = tmp_path / "data" / "images" / split / part / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                row[date].save(path)
+        texts = [text for turn in rows["turns"] for text in (turn[0]["question"], turn[0]["answer"])]
+        items = [
+            {
+                "id": number,
+                "image": [f"{split}/{part}/{number}.png" for part in "AB"],
+                "changeflag": 0,
+                "conversations": [
+                    {"from": who, "value": text} for who, text in zip(("human", "gpt"), pair, strict=True)
+                ],
+            }
+            for number, pair in enumerate(zip(texts[::2], texts[1::2], strict=True))
+        ]
+        (tmp_path / "data" / f"changechat_105k_{split}.json").write_text(json.dumps(items))
+    changes = train_masks(tmp_path, mask_vit, data={"source": str(tmp_path / "data")})
+    assert not any(change.any() for change in changes.values())
+
+
+def test_masks_are_not_made_of_cached_states(mask_vit, tmp_path, capsys):
+    cache = {"vision_cache": str(tmp_path / "cache")}
+    assert main(["train", str(write_config(tmp_path, cache, model=str(mask_vit)))]) == 1
+    assert "`vision_cache` gives states in place of pixels, of which masks are made" in capsys.readouterr().err
+    changes = train_masks(tmp_path, mask_vit, cache, freeze={"masks": False, "vision_blocks": 0})
+    assert not any(change.any() for change in changes.values())

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 
 from deltavlm_hf import DeltaVLMForConditionalGeneration
-from deltavlm_hf.data import PairCollator
+from deltavlm_hf.data import PairCollator, load_generated
 from deltavlm_hf.training import DeltaVLMTrainer, DeltaVLMTrainingArguments, TrainingRows, freeze
 
 
@@ -131,3 +131,14 @@ def test_a_small_data_set_is_not_warmed_up_for_ever(trainers, caplog):
             trainer.lr_scheduler.step()
         assert rates.index(max(rates)) == 140 and max(rates) == pytest.approx(1e-5)
         assert "Warm-up takes 140 of the 1,400 steps of this run" in caplog.text
+
+
+def test_batches_of_one_step_add_their_shares_of_the_mask_loss(make_mask_model):
+    """With gradient accumulation `Trainer` gives the number of labels of the whole step."""
+    model, processor = make_mask_model(backbone=False)
+    rows = load_generated(1, 4_700_000, tasks=["grid"], masks=True)
+    batch = PairCollator(processor, mask_classes=model.config.mask_classes)([rows[0]])
+    labels = (batch["labels"] != -100).sum()
+    whole = model(**batch, num_items_in_batch=labels).loss
+    torch.testing.assert_close(whole, model(**batch).loss)
+    torch.testing.assert_close(2 * model(**batch, num_items_in_batch=2 * labels).loss, whole)

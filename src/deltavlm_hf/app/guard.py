@@ -90,6 +90,7 @@ class Visit:
     files: list[str]  # as uploaded
     session: ChangeSession | None = None
     shown: tuple[Image.Image, ...] = ()  # both dates, small
+    mask: tuple[Image.Image, str] | None = None  # the model's, over the second date, and its legend
     stop: threading.Event = field(default_factory=threading.Event)
 
 

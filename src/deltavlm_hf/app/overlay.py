@@ -1,8 +1,12 @@
 """Evidence and answers drawn over images."""
 
+from collections.abc import Sequence
+from itertools import cycle
+
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..data.masks import class_values
 from ..data.rules import CELLS
 
 MOST = 0.75  # how much of the image the strongest heat covers
@@ -10,6 +14,8 @@ _RAMP = np.array(
     [[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]], np.float32
 )  # dark to light
 _ROAD, _BUILDING = (255, 196, 0), (0, 174, 255)
+_COLOURS = {"road": ("yellow", _ROAD), "building": ("blue", _BUILDING)}
+_OTHER_COLOURS = (("red", (255, 40, 60)), ("green", (60, 220, 90)), ("violet", (190, 90, 255)), ("white", (255,) * 3))
 
 
 def overlay_heat(image: Image.Image, heat: np.ndarray, top: float | None = None) -> Image.Image:
@@ -38,6 +44,28 @@ def overlay_heat(image: Image.Image, heat: np.ndarray, top: float | None = None)
     colours = _RAMP[low[..., 0]] * (1 - (at - low)) + _RAMP[low[..., 0] + 1] * (at - low)
     mixed = np.asarray(image.convert("RGB")) * (1 - MOST * strength) + colours * MOST * strength
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+def overlay_mask(image: Image.Image, mask: np.ndarray, classes: Sequence[str]) -> tuple[Image.Image, str]:
+    """
+    Lays a mask over an image, each class in its colour: roads yellow and buildings blue, as [`draw_cells`] has them.
+
+    Args:
+        image (`PIL.Image.Image`): of any size and mode.
+        mask (`np.ndarray` of shape `(H, W)`, uint8): see [`predict_mask`]; brought to the image's size.
+        classes (`Sequence[str]`): of the model that made it.
+
+    Returns:
+        `tuple[PIL.Image.Image, str]`: RGB, of the image's size; and what the colours mean.
+    """
+    found = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
+    pixels = np.array(image.convert("RGB"))
+    others, legend = cycle(_OTHER_COLOURS), []
+    for kind, value in class_values(classes).items():
+        name, colour = _COLOURS.get(kind) or next(others)
+        pixels[found == value] = (1 - MOST) * pixels[found == value] + MOST * np.array(colour)
+        legend.append(f"{kind} {name}")
+    return Image.fromarray(pixels), ", ".join(legend)
 
 
 def draw_cells(image: Image.Image, roads: np.ndarray, buildings: np.ndarray) -> Image.Image:

@@ -28,14 +28,14 @@ from starlette.middleware import Middleware
 
 from ..data.questions import FOLLOW_UPS, INSTRUCTIONS, parse_grid
 from ..data.scenes import generate_scene
-from ..inference import ChangeSession, answer
+from ..inference import ChangeSession, answer, predict_mask
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from ..processing.conversation import Turn
 from ..processing.reading import FORMATS, READING_ERRORS, Refused, image_size, read_image
 from . import guard
 from .guard import Guard, Visit
-from .overlay import draw_cells, overlay_heat
+from .overlay import draw_cells, overlay_heat, overlay_mask
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,11 @@ class _Visits:
         if len(visit.files) == 2:
             before, after = (_read(path, self.processor) for path in visit.files)
             visit.session = ChangeSession(self.model, self.processor, before, after)
+            classes = self.model.config.mask_classes or ()
+            mask = predict_mask(self.model, self.processor, before, after) if classes else None
             visit.shown = _small(before, after)
+            if mask is not None:
+                visit.mask = overlay_mask(visit.shown[1], mask, classes)
         return visit, visit.shown or None, [], None
 
     async def converse(self, question: str, visit: Visit | None):
@@ -176,7 +180,7 @@ class _Visits:
                     yield gr.skip(), messages, gr.skip()
             finally:  # also when the visitor is gone; it waits for the model, as nothing else should
                 await anyio.to_thread.run_sync(pieces.close)
-            yield gr.skip(), messages, await anyio.to_thread.run_sync(_evidence, visit.session, visit.shown)
+            yield gr.skip(), messages, await anyio.to_thread.run_sync(_evidence, visit)
 
     def halt(self, visit: Visit | None) -> None:
         """Ends the answer that is being given."""
@@ -274,15 +278,19 @@ def _small(before: Image.Image, after: Image.Image) -> tuple[Image.Image, Image.
     return before, after.resize(before.size)
 
 
-def _evidence(session: ChangeSession, shown: tuple[Image.Image, ...]) -> list[tuple[Image.Image, str]]:
-    attention, change = (maps[0].float().cpu().numpy() for maps in session.explain().to_tuple())
-    before, after = shown
+def _evidence(visit: Visit) -> list[tuple[Image.Image, str]]:
+    assert visit.session is not None
+    attention, change = (maps[0].float().cpu().numpy() for maps in visit.session.explain().to_tuple())
+    before, after = visit.shown
     pictures = [
         (overlay_heat(before, attention[0], attention.max()), "attention, before"),
         (overlay_heat(after, attention[1], attention.max()), "attention, after"),
         (overlay_heat(after, change), "how far the dates differ"),
     ]
-    cells = parse_grid(session.history[-1][1])
+    if visit.mask is not None:
+        picture, legend = visit.mask
+        pictures.insert(0, (picture, f"the mask: {legend}"))
+    cells = parse_grid(visit.session.history[-1][1])
     if cells is not None:
         pictures.insert(0, (draw_cells(after, *cells), "the answer: roads yellow, buildings blue"))
     return pictures

@@ -52,10 +52,10 @@ def load(args: argparse.Namespace):
 
 
 def open_session(args: argparse.Namespace):
-    """A conversation about [`add_pair`]'s images."""
+    """[`add_pair`]'s images, and a conversation about them."""
     from ..inference import ChangeSession
     from ..processing import DeltaVLMImageProcessor
 
-    ((before, after),) = DeltaVLMImageProcessor().fetch_images((args.before, args.after))
+    (pair,) = DeltaVLMImageProcessor().fetch_images((args.before, args.after))
     model, processor = load(args)  # takes its time: after what can go wrong with images
-    return ChangeSession(model, processor, before, after)
+    return pair, ChangeSession(model, processor, *pair)

@@ -14,7 +14,7 @@ def add(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    session = open_session(args)
+    _, session = open_session(args)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         question = sys.stdin.readline().strip()

@@ -14,8 +14,9 @@ def add(subparsers) -> None:
         subparsers,
         "evaluate",
         run,
-        "Ask a model all questions of a data set and report its figures; on ChangeChat-105k's test split, beside the "
-        "published ones. A run that was stopped goes on; `torchrun` shares it between processes.",
+        "Ask a model all questions of a data set and report its figures, and those of its masks; on ChangeChat-105k's "
+        "test split, beside the published ones. A run that was stopped goes on; `torchrun` shares it between "
+        "processes.",
     )
     add_argument = command.add_argument
     add_argument("model", metavar="MODEL", help="folder or Hub id, `tiny`, or the name of a baseline")

@@ -200,7 +200,7 @@ def _predict(
     journal = Journal(folder / f"predictions.{state.process_index}.jsonl", settings, _KEY)
 
     rows = undecoded(rows.with_format(None))
-    chunks = list(_chunks(_group(rows), batch_size))
+    chunks = list(_chunks(group_by_pair(rows), batch_size))
     mine = chunks[state.process_index :: state.num_processes]
     waiting = [[[i for i in pair if "answers" not in before.get(i, {})] for pair in chunk] for chunk in mine]
     total = sum(len(pair) for chunk in waiting for pair in chunk)
@@ -235,7 +235,7 @@ def digest_rows(rows: datasets.Dataset) -> str:
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
 
 
-def _group(rows: datasets.Dataset) -> list[list[int]]:
+def group_by_pair(rows: datasets.Dataset) -> list[list[int]]:
     """The rows of each pair, which need not stand together."""
     pairs: dict[Any, list[int]] = {}
     for index, row in enumerate(rows.select_columns(["before", "after"])):

@@ -93,7 +93,7 @@ def write_report(
     tables = make_tables(systems, published_tasks)
     head = [f"{name}: {_setting(value)}" for name, value in settings.items()]
     (name, results), *_ = systems.items()
-    sizes = [_size(task, figures) for task, figures in results.items()]
+    sizes = [_size(task, figures) for task, figures in results.items() if "samples" in figures]
     intervals = list(_intervals(results))
     note = f"{_UNITS_NOTE} {_PUBLISHED_NOTE if published_tasks else _UNPUBLISHED_NOTE}"
     markdown = [f"# {title}", _list(head), "## Samples", _list(sizes), "## Figures", note]

@@ -14,6 +14,7 @@ from ..inference.loading import load_model
 from .answering import ModelAnswerer, digest_rows, identify, lock_folder, predict, process_state
 from .baselines import BASELINES, make_baseline
 from .captions import Protocol, has_java, make_vocabulary
+from .masks import SeenMasks, answers_of_masks, score_agreement, score_pixels, see_masks
 from .published import published_tasks
 from .report import write_report
 from .score import evaluate_predictions
@@ -84,11 +85,11 @@ class EvaluationRun:
         learns = bool(_LEARNING & {self.model, *self.baselines})
         training = None
         if self.data:
-            rows = load_changechat(self.data, self.images, split=self.split, tasks=self.tasks)
+            rows = load_changechat(self.data, self.images, split=self.split, tasks=self.tasks, masks=True)
             if learns:
                 training = load_changechat(self.data, self.images, split="train")
         else:
-            rows = load_generated(self.pairs, self.seed, tasks=self.tasks)
+            rows = load_generated(self.pairs, self.seed, tasks=self.tasks, masks=True)
             if learns:
                 training = load_generated(self.pairs, self.seed + self.pairs)
         return first_rows(rows, self.limit), training
@@ -131,8 +132,8 @@ class Evaluation:
 
 def evaluate(run: EvaluationRun) -> Evaluation | None:
     """
-    Asks a model, and baselines, all questions of a data set and writes the report, see [`write_report`]. A run that
-    was stopped goes on; under `torchrun` processes share the work.
+    Asks a model, and baselines, all questions of a data set and writes the report, see [`write_report`]; a model's
+    masks are scored beside its words. A run that was stopped goes on; under `torchrun` processes share the work.
 
     Args:
         run ([`EvaluationRun`]).
@@ -152,14 +153,19 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
     state = process_state()
     with state.main_process_first():  # the others find its Arrow tables
         rows, training = run.load()
-    texts = rows.remove_columns(["before", "after"])
+    texts = rows.remove_columns(["before", "after", "mask"])
     systems: dict[str, dict] = {}
     model_cases: list = []
     for name in dict.fromkeys((run.model, *run.baselines)):
-        predictions = _predict(run, name, rows, training)
+        predictions, masks = _predict(run, name, rows, training)
         if state.is_main_process:
             systems[name], cases = evaluate_predictions(texts, predictions, protocol)
             model_cases = model_cases or cases
+            if masks is not None:
+                systems[name] |= _score_masks(texts, predictions, masks)
+                asked, read = answers_of_masks(texts, masks)
+                if asked:
+                    systems[f"{name}, read off its masks"], _ = evaluate_predictions(asked, read)
     if not state.is_main_process:
         return None
     settings = run.settings
@@ -179,8 +185,8 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
 
 def _predict(
     run: EvaluationRun, name: str, rows: datasets.Dataset, training: datasets.Dataset | None
-) -> list[dict[str, Any]]:
-    """The answers of the model or of a baseline."""
+) -> tuple[list[dict[str, Any]], SeenMasks | None]:
+    """The answers of the model or of a baseline, and the model's masks, if it makes any."""
     folder = Path(run.output) / "predictions" / Path(name).name
     with lock_folder(folder):  # before the model is loaded, which takes its time
         if name in BASELINES:
@@ -193,7 +199,7 @@ def _predict(
             model, processor = load_model(name, device, run.dtype, run.quantization_config)
             answerer = ModelAnswerer(model, processor, **run.generate_kwargs)
             made_of = identify(model)
-        return predict(
+        predictions = predict(
             answerer,
             rows,
             folder,
@@ -202,3 +208,13 @@ def _predict(
             own_history=not run.right_history,
             verbatim_questions=run.verbatim_questions,
         )
+        return predictions, None if name in BASELINES else see_masks(model, processor, rows)
+
+
+def _score_masks(texts: datasets.Dataset, predictions: list[dict[str, Any]], seen: SeenMasks) -> dict[str, dict]:
+    """What is said of a model's masks beside the figures of its words."""
+    found = {"agreement": score_agreement(texts, predictions, seen)}
+    if seen.pairs:
+        sizes = {"samples": seen.pairs, "failed": 0, "unreadable_truths": seen.unreadable}
+        found["masks"] = {**sizes, **score_pixels(seen.confusion, seen.classes)}
+    return {name: figures for name, figures in found.items() if figures}

@@ -19,6 +19,19 @@ _PROTOCOL_NOTE = (
 _CIDER_NOTE = (
     "Where all pairs have the same references, as LEVIR-CC's unchanged ones do, CIDEr is 0 whatever is answered."
 )
+_LEVIR_CD_NOTE = (
+    "The published F1 are of pixels of changed buildings on LEVIR-CD's official test split (tiles of 1024 pixels at "
+    "0.5 m, cut to 256), by systems trained on its training split. Figures of other data do not compare with them."
+)
+_ALL_CLASSES_NOTE = (
+    "Hits, misses and false alarms of all classes added up, over all pairs. miou: the mean IoU of unchanged pixels "
+    "and of each class that the data mark; without unchanged: of these classes alone. accuracy: the share of all "
+    "pixels that are right."
+)
+_AGREEMENT_NOTE = (
+    "How often the model's words say what the rules read off its own masks, whether right or wrong. Rows of other "
+    "tables that are read off its masks are of the same questions and right answers as those of its words."
+)
 
 
 @dataclass
@@ -90,6 +103,8 @@ def make_tables(systems: dict[str, Results], published_tasks: Collection[str] = 
         *_count_table(systems, published_tasks),
         *_grid_tables(systems, published_tasks),
         *_dialogue_table(systems),
+        *_mask_tables(systems),
+        *_agreement_table(systems),
     ]
     return [table for table in tables if table.rows]
 
@@ -170,6 +185,41 @@ def _dialogue_table(systems: dict[str, Results]) -> Iterator[Table]:
         "Share of turns answered right: as read by the grammar of their task, else word for word. Consistent: yes "
         "or no agrees with the same dialogue's counts. The paper has no figures for dialogues."
     )
+    yield table
+
+
+def _mask_tables(systems: dict[str, Results]) -> Iterator[Table]:
+    of_systems = list(_having(systems, "masks"))
+    columns = ("precision", "recall", "f1", "iou")
+    for kind in dict.fromkeys(kind for _, figures in of_systems for kind in figures["classes"]):
+        table = Table(f"Masks, pixels of class {kind}", columns)
+        for name, figures in _having(systems, "masks", "classes", kind):
+            table.rows.append((name, [_percent(figures[column]) for column in columns], HERE))
+            if not figures["pixels"]:
+                table.notes.append("The data mark no pixel of this class: all that was found of it is a false alarm.")
+        if kind == "building":
+            rows = published.LEVIR_CD.items()
+            table.rows += [(name, [None, None, f1, None], source) for name, (f1, source) in rows]
+            table.notes.append(_LEVIR_CD_NOTE)
+        yield table
+    table = Table("Masks, all classes", (*columns, "miou", "miou without unchanged", "accuracy"))
+    for name, figures in of_systems:
+        shown = [figures["all"][column] for column in columns]
+        shown += [figures[column] for column in ("miou", "miou_of_classes", "accuracy")]
+        table.rows.append((name, list(map(_percent, shown)), HERE))
+    table.notes.append(_ALL_CLASSES_NOTE)
+    yield table
+
+
+def _agreement_table(systems: dict[str, Results]) -> Iterator[Table]:
+    wanted = [
+        ("binary", "all"),
+        *((task, kind) for task in ("count", "grid") for kind in ("roads", "buildings", "all")),
+    ]
+    names = ("yes or no", *(f"{task}, {kind}" for task, kind in wanted[1:]))
+    table = Table("Words and masks of one model agree", names, notes=[_AGREEMENT_NOTE])
+    for name, figures in _having(systems, "agreement"):
+        table.rows.append((name, [_percent(figures.get(task, {}).get(kind)) for task, kind in wanted], HERE))
     yield table
 
 

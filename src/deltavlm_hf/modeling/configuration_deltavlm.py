@@ -124,8 +124,8 @@ class DeltaVLMConfig(PreTrainedConfig):
                 self.neck_stride = _own_stride(self.vision_config) or 16
         elif self.vision_config.initializer_range == InstructBlipVisionConfig.initializer_range:
             self.vision_config.initializer_range = self.initializer_range
-        self.qformer_config.encoder_hidden_size = self.vision_width
         self.check()
+        self.qformer_config.encoder_hidden_size = self.vision_width
 
     @property
     def has_backbone(self) -> bool:
@@ -175,7 +175,7 @@ class DeltaVLMConfig(PreTrainedConfig):
                 f"`difference_module` is {self.difference_module!r}, expected one of {', '.join(DIFFERENCE_MODULES)}."
             )
         if self.spatial_position_codes and self.vision_width % 4:
-            width = "neck_hidden_size" if self.has_backbone else "a vision `hidden_size`"
+            width = "`neck_hidden_size`" if self.has_backbone else "a vision `hidden_size`"
             raise ValueError(
                 f"`spatial_position_codes` needs {width} that is a multiple of 4, got {self.vision_width}."
             )

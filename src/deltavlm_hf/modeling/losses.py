@@ -49,6 +49,15 @@ def answer_loss(
     )
 
 
+def share_of_step(
+    labels: torch.Tensor | None, num_items_in_batch: int | torch.Tensor | None = None, **_
+) -> torch.Tensor | float:
+    """How much of a step a batch is, where several make one: of the loss of answers, each adds its share by itself."""
+    if labels is None or num_items_in_batch is None:
+        return 1.0
+    return (labels != IGNORE_INDEX).sum() / num_items_in_batch
+
+
 def mask_loss(
     logits: torch.Tensor, mask_labels: torch.Tensor, centre_labels: torch.Tensor | None = None
 ) -> torch.Tensor:

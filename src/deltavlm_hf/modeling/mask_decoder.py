@@ -9,9 +9,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
 from .configuration_deltavlm import DeltaVLMConfig
 from .vision_backbone import resize
+
+
+class MaskConvolution(nn.Conv2d):
+    """Weights that spread as PyTorch has them: those of InstructBLIP's linear layers are too small to learn from."""
+
+    def init_weights(self) -> None:
+        init.kaiming_uniform_(self.weight, a=5**0.5)
+        if self.bias is not None:
+            init.zeros_(self.bias)
 
 
 class MaskDecoder(nn.Module):
@@ -28,15 +38,15 @@ class MaskDecoder(nn.Module):
         width = config.mask_hidden_size
         self.num_prefix_tokens = config.num_prefix_tokens
         self.num_classes = len(config.mask_classes)
-        self.project = nn.Conv2d(2 * config.vision_width, width, kernel_size=1)
+        self.project = MaskConvolution(2 * config.vision_width, width, kernel_size=1)
         self.blocks = nn.ModuleList([_block(width)])
         self.enlarge, self.skips = nn.ModuleList(), nn.ModuleList()
         for number in reversed(channels):
-            self.enlarge.append(nn.Conv2d(width, width // 2, kernel_size=1))
+            self.enlarge.append(MaskConvolution(width, width // 2, kernel_size=1))
             width //= 2
-            self.skips.append(nn.Conv2d(2 * number, width, kernel_size=1))
+            self.skips.append(MaskConvolution(2 * number, width, kernel_size=1))
             self.blocks.append(_block(width))
-        self.classify = nn.Conv2d(width, self.num_classes * (2 if config.mask_evidence else 1), kernel_size=1)
+        self.classify = MaskConvolution(width, self.num_classes * (2 if config.mask_evidence else 1), kernel_size=1)
         if config.mask_evidence:
             self.embed = nn.Linear(4 * self.classify.out_channels, config.vision_width)
 
@@ -80,7 +90,7 @@ class MaskDecoder(nn.Module):
 
 
 def _block(width: int) -> nn.Sequential:
-    convolution = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
+    convolution = MaskConvolution(width, width, kernel_size=3, padding=1, bias=False)
     return nn.Sequential(nn.GroupNorm(1, width), nn.ReLU(), convolution, nn.GroupNorm(1, width), nn.ReLU())
 
 
@@ -111,7 +121,10 @@ def segment(
     """
     config = model.config
     if not config.mask_classes:
-        raise ValueError("This model makes no masks: `config.mask_classes` names no class.")
+        raise ValueError(
+            "This model makes no masks: `config.mask_classes` names no class. Choose one that was made and trained "
+            "with masks."
+        )
     if (pixel_values is None) == (pair_features is None):
         raise ValueError("Give the images as `pixel_values` or as `pair_features`: one of them.")
     if pixel_values is not None:

@@ -45,8 +45,8 @@ from .explain import explain
 from .frozen_parts import set_frozen_parts_to_eval
 from .generation_deltavlm import DeltaVLMGenerationMixin
 from .lora import LORA_MARK
-from .losses import answer_loss, mask_loss
-from .mask_decoder import MaskDecoder, segment
+from .losses import answer_loss, mask_loss, share_of_step
+from .mask_decoder import MaskConvolution, MaskDecoder, segment
 from .outputs import DeltaVLMCausalLMOutputWithPast, DeltaVLMImageOutput
 from .positions import add_spatial_codes, position_ids_from_mask
 from .vision_backbone import make_vision_model
@@ -64,6 +64,8 @@ class DeltaVLMPreTrainedModel(CheckpointMixin, InstructBlipPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
+        if isinstance(module, MaskConvolution):
+            return module.init_weights()
         super()._init_weights(module)
         if isinstance(module, DeltaVLMModel):  # at zero, as InstructBLIP leaves them, all would learn the same
             init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
@@ -125,10 +127,8 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        maps = vision_outputs.get("feature_maps", ())
-        return vision_outputs, *self._compare_dates(
-            vision_outputs.last_hidden_state, *pixel_values.shape[-2:], maps, masks
-        )
+        maps, size = vision_outputs.get("feature_maps", ()), pixel_values.shape[-2:]
+        return vision_outputs, *self._compare_dates(vision_outputs.last_hidden_state, *size, maps, masks)
 
     def _compare_dates(
         self, vision_features: torch.Tensor, height: int, width: int, feature_maps=(), masks: bool = False
@@ -250,7 +250,7 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
             attentions=None if vision_outputs is None else vision_outputs.attentions,
             vision_outputs=vision_outputs,
             qformer_outputs=qformer_outputs,
-            mask_logits=mask_logits,
+            mask_logits=mask_logits if masks else None,
         )
 
     def forward(
@@ -431,6 +431,7 @@ class DeltaVLMForConditionalGeneration(DeltaVLMModel, DeltaVLMGenerationMixin):
         loss = answer_loss(self, outputs.logits, labels, shift_labels, kept, **loss_kwargs)
         if mask_labels is not None:
             of_masks = mask_loss(features.mask_logits, mask_labels, centre_labels)
+            of_masks = of_masks * share_of_step(labels, **loss_kwargs)
             loss = of_masks if loss is None else loss + of_masks.to(loss.device)
         return DeltaVLMCausalLMOutputWithPast(
             loss=loss,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoBackbone, InstructBlipVisionModel, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import ModelOutput
 
 from .configuration_deltavlm import DeltaVLMConfig
@@ -55,6 +56,7 @@ class VisionNeck(nn.Module):
         grid = (height // self.stride, width // self.stride)
         states = []
         for projection, feature_map in zip(self.projections, feature_maps, strict=True):
+            feature_map = feature_map.to(projection.weight.dtype)  # what trains is kept in full precision
             if feature_map.shape[-2] > grid[0]:
                 states.append(projection(nn.functional.adaptive_avg_pool2d(feature_map, grid)))
             else:  # projected while it is small
@@ -73,13 +75,15 @@ class VisionBackbone(PreTrainedModel):
     main_input_name = "pixel_values"
     base_model_prefix = ""
     supports_gradient_checkpointing = True
-    # Of attention, what the backbone takes: it is asked first, and writes its choice into the configuration.
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
+    # As far as the backbone does.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: DeltaVLMConfig):
-        backbone = AutoBackbone.from_config(config.vision_config)
+        kind = MODEL_FOR_BACKBONE_MAPPING[type(config.vision_config)]
+        if not (kind._supports_sdpa or kind._supports_attention_backend):
+            config.vision_config._attn_implementation = "eager"  # whatever the other parts are asked for
         super().__init__(config.vision_config)
-        self.backbone = backbone
+        self.backbone = AutoBackbone.from_config(config.vision_config)
         self.neck = VisionNeck(self.backbone.channels, config.vision_width, config.vision_stride)
         self._takes_any_size = "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
         self.post_init()
@@ -100,7 +104,8 @@ class VisionBackbone(PreTrainedModel):
         """
         if self._takes_any_size:
             kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
-        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, return_dict=True, **kwargs)
+        pixels = pixel_values.to(self.backbone.dtype)
+        outputs = self.backbone.forward_with_filtered_kwargs(pixels, return_dict=True, **kwargs)
         return VisionBackboneOutput(
             last_hidden_state=self.neck(outputs.feature_maps, *pixel_values.shape[-2:]),
             feature_maps=outputs.feature_maps,

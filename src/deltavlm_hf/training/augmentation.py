@@ -1,4 +1,4 @@
-"""The same turn or flip for both dates, with the places that texts name turned along."""
+"""The same turn or flip for both dates, with their mask and the places that texts name turned along."""
 
 import re
 from dataclasses import dataclass
@@ -50,7 +50,8 @@ class PairAugmentation:
     def __call__(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """
         Args:
-            row (`dict`): with PIL images `before` and `after`, and `turns`; see [`load_changechat`].
+            row (`dict`): with PIL images `before` and `after`, perhaps a `mask`, and `turns`; see
+                [`load_changechat`].
             rng (`np.random.Generator`): decides.
 
         Returns:
@@ -59,12 +60,13 @@ class PairAugmentation:
         turn = int(rng.integers(TURNS)) if self.turns else 0
         edges = rng.uniform(0, self.crop, 4) if self.crop else np.zeros(4)
         row = dict(row)
+        images = [name for name in ("before", "after", "mask") if row.get(name) is not None]
         texts = [text for each in row["turns"] for text in (each["question"], each["answer"])]
         if turn and not any(map(names_direction, texts)):
             row["turns"] = [{key: turn_text(text, turn) for key, text in each.items()} for each in row["turns"]]
-            row["before"], row["after"] = (turn_image(row[date], turn) for date in ("before", "after"))
+            row |= {name: turn_image(row[name], turn) for name in images}
         if edges.any() and row["task"] in ("caption", "binary"):
-            row["before"], row["after"] = (_crop(row[date], edges) for date in ("before", "after"))
+            row |= {name: _crop(row[name], edges, name == "mask") for name in images}
         return row
 
 
@@ -100,9 +102,10 @@ def _new_cells(turn: int) -> list[int]:
 _NEW_CELL = [_new_cells(turn) for turn in range(TURNS)]
 
 
-def _crop(image: Image.Image, edges: np.ndarray) -> Image.Image:
+def _crop(image: Image.Image, edges: np.ndarray, is_mask: bool) -> Image.Image:
     """Cuts shares of the left, top, right and bottom away."""
     left, top, right, bottom = edges
     width, height = image.size
     box = (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
-    return image.resize(image.size, Image.Resampling.BICUBIC, box=box)
+    how = Image.Resampling.NEAREST if is_mask else Image.Resampling.BICUBIC
+    return image.resize(image.size, how, box=box)

@@ -24,25 +24,29 @@ class FreezePolicy:
     blocks.
 
     Args:
-        vision_blocks (`int`, *optional*, defaults to 2): how many of the last blocks of the vision encoder train; -1
-            for all of them and the embeddings before them. The layer norm after them has a field of its own.
+        vision_blocks (`int`, *optional*): how many of the last blocks of the vision encoder train; -1 for all of them
+            and what is before them. By default 2 of InstructBLIP's ViT, as the authors have it, and none of a
+            backbone, whose blocks are its stages, or a ViT's layers; its neck always trains. The layer norm after the
+            ViT has a field of its own.
         difference (`bool`, *optional*, defaults to `True`): the CSRM.
         qformer (`bool`, *optional*, defaults to `True`): the Q-Former and its queries.
         projection (`bool`, *optional*, defaults to `True`): the projection to the language model.
         language_model (`bool`, *optional*, defaults to `False`): the language model itself.
         lora (`dict`, *optional*): settings of PEFT's `LoraConfig`, such as `{"r": 16, "lora_alpha": 32}`: a LoRA
             adapter on the frozen language model trains. A model that has one already goes on with that.
-        vision_layernorm (`bool`, *optional*, defaults to `True`): the layer norm after the vision blocks, whichever
-            of these train. The authors' `freeze_vit` leaves it out (`ln_vision`), so that it trains.
+        vision_layernorm (`bool`, *optional*, defaults to `True`): the layer norm after the ViT's blocks, whichever of
+            these train. The authors' `freeze_vit` leaves it out (`ln_vision`), so that it trains.
+        masks (`bool`, *optional*, defaults to `True`): the mask decoder, of models that have one.
     """
 
-    vision_blocks: int = 2
+    vision_blocks: int | None = None
     difference: bool = True
     qformer: bool = True
     projection: bool = True
     language_model: bool = False
     lora: dict[str, Any] | None = None
     vision_layernorm: bool = True
+    masks: bool = True
 
 
 def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None = None) -> None:
@@ -61,12 +65,12 @@ def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None 
         ImportError: if `lora` is asked for without PEFT.
     """
     policy = policy or FreezePolicy()
-    vision = model.vision_model
-    layers = vision.encoder.layers
-    if not -1 <= policy.vision_blocks <= len(layers):
-        raise ValueError(
-            f"`vision_blocks` is {policy.vision_blocks}; the vision encoder has {len(layers)} blocks, or -1 for all."
-        )
+    vision, layers = model.vision_model, vision_layers(model)
+    blocks = policy.vision_blocks
+    if blocks is None:
+        blocks = 0 if model.config.has_backbone else 2
+    if not -1 <= blocks <= len(layers):
+        raise ValueError(f"`vision_blocks` is {blocks}; the vision encoder has {len(layers)} blocks, or -1 for all.")
     quantised_part_only(model)
     if policy.language_model and policy.lora is not None:
         raise ValueError("`lora` trains an adapter on a frozen language model: leave out `language_model: true`.")
@@ -79,11 +83,13 @@ def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None 
         model.language_model.add_adapter(make_lora_config(policy.lora))
     model.requires_grad_(False)
     trained: list[nn.Module | nn.Parameter] = []
-    if policy.vision_blocks == -1:
-        trained += [vision.embeddings, *layers]
-    elif policy.vision_blocks:
-        trained += layers[-policy.vision_blocks :]
-    if policy.vision_layernorm:
+    if blocks == -1:
+        trained += [vision.backbone] if model.config.has_backbone else [vision.embeddings, *layers]
+    elif blocks:
+        trained += layers[-blocks:]
+    if model.config.has_backbone:
+        trained.append(vision.neck)
+    elif policy.vision_layernorm:
         trained.append(vision.post_layernorm)
     if policy.difference:
         trained.append(model.difference)
@@ -91,6 +97,8 @@ def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None 
         trained += [model.qformer, model.query_tokens]
     if policy.projection:
         trained.append(model.language_projection)
+    if policy.masks and model.config.mask_classes:
+        trained.append(model.mask_decoder)
     if policy.language_model:
         trained.append(model.language_model)
     if policy.lora is not None:
@@ -101,6 +109,15 @@ def freeze(model: DeltaVLMForConditionalGeneration, policy: FreezePolicy | None 
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.float()  # small steps would be lost in 16 bits
     model.train(model.training)
+
+
+def vision_layers(model: DeltaVLMForConditionalGeneration) -> list[nn.Module]:
+    """The blocks of the vision encoder, or the stages of a backbone, as far as its feature maps need them."""
+    if not model.config.has_backbone:
+        return list(model.vision_model.encoder.layers)
+    config: Any = model.config.vision_config  # whose stages are its stem and these
+    stages = next(module for module in model.vision_model.backbone.modules() if isinstance(module, nn.ModuleList))
+    return list(stages[: max(index % len(config.stage_names) for index in config.out_indices)])
 
 
 def trainable_table(model: nn.Module) -> str:

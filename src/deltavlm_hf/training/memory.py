@@ -83,9 +83,11 @@ def estimate_memory(
     """
     if policy is not None and policy.lora is not None:
         raise ValueError("Memory is not estimated with `lora`: estimate without it, and leave room for the adapter.")
-    fake = FakeTensorMode()
-    with fake, no_init_weights():
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.device("meta"), no_init_weights():  # some parts compute numbers while they are made: not with fakes
         model = DeltaVLMForConditionalGeneration._from_config(config, dtype=dtype)
+    with fake:
+        model.to_empty(device="cpu")
         model.tie_weights()
         freeze(model, policy)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -145,7 +147,7 @@ def _activations(
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.register_forward_pre_hook(keep_inputs)
-    size = model.config.vision_config.image_size
+    size = model.config.image_size
     with fake, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         pixel_values = torch.empty(batch_size, 2, 3, size, size, dtype=model.dtype)
         question = torch.zeros(batch_size, prompt_tokens, dtype=torch.long)

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from ..processing.reading import open_file, read_image
+from .freezing import vision_layers
 
 _KEPT_AS = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}  # NumPy has no bfloat16
 
@@ -32,11 +35,15 @@ def encode_vision_prefix(
     Args:
         model ([`DeltaVLMForConditionalGeneration`]).
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): single images.
-        blocks (`int`): how many blocks.
+        blocks (`int`): how many blocks; of a backbone, all of them.
 
     Returns:
-        `torch.Tensor` of shape `(B, N, D)`: the states that enter the block with this number.
+        `torch.Tensor` of shape `(B, N, D)`: the states that enter the block with this number; of a backbone
+        `(B, values)`: its feature maps, one after the other.
     """
+    if model.config.has_backbone:
+        feature_maps = model.vision_model.backbone(pixel_values).feature_maps
+        return torch.cat([feature_map.flatten(1) for feature_map in feature_maps], dim=1)
     states = model.vision_model.embeddings(pixel_values)
     for block in model.vision_model.encoder.layers[:blocks]:
         states = block(states)
@@ -46,25 +53,46 @@ def encode_vision_prefix(
 def take_vision_states(model: DeltaVLMForConditionalGeneration) -> None:
     """
     From now on the model's `forward` takes, in place of `pixel_values`, `vision_states` `(B, 2, N, D)`, of both
-    dates what enters the vision block `vision_states_block`. It goes on from there within its own call, so that what
-    wraps the model (`DistributedDataParallel`) sees the gradients of the blocks that train. Mixed precision reaches
-    the blocks that go on from states only where it is on around the call, as with [`DeltaVLMTrainer`]: `accelerate` by
-    itself turns it on further in, and they then compute in full precision.
+    dates what enters the vision block `vision_states_block`; of a backbone `(B, 2, values)`, its feature maps. It goes
+    on from there within its own call, so that what wraps the model (`DistributedDataParallel`) sees the gradients of
+    the parts that train. Mixed precision reaches them only where it is on around the call, as with
+    [`DeltaVLMTrainer`]: `accelerate` by itself turns it on further in, and they then compute in full precision.
     """
-    model.register_forward_pre_hook(_continue_from_vision_states, with_kwargs=True)
+    sizes = _map_sizes(model) if model.config.has_backbone else []
+    model.register_forward_pre_hook(partial(_go_on, sizes), with_kwargs=True)
 
 
-def _continue_from_vision_states(model: DeltaVLMForConditionalGeneration, args: tuple, kwargs: dict[str, Any]):
-    states = kwargs.pop("vision_states", None)
+def _go_on(
+    sizes: list[torch.Size], model: DeltaVLMForConditionalGeneration, args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]] | None:
+    states, block = kwargs.pop("vision_states", None), kwargs.pop("vision_states_block", 0)
     if states is None:
         return None
-    vision, first_block = model.vision_model, kwargs.pop("vision_states_block")
-    states = states.flatten(0, 1).to(model.query_tokens.dtype)  # (B, 2, N, D) -> (2B, N, D)
-    for block in vision.encoder.layers[first_block:]:
-        states = block(states)
-    size = (vision.config.image_size,) * 2
-    kwargs["pair_features"] = model.compare_dates(vision.post_layernorm(states), *size)
+    vision, feature_maps = model.vision_model, []
+    size = (model.config.image_size,) * 2
+    states = states.flatten(0, 1).to(model.query_tokens.dtype)  # (B, 2, ...) -> (2B, ...)
+    if model.config.has_backbone:
+        parts = states.split([math.prod(each) for each in sizes], dim=1)
+        feature_maps = [part.unflatten(1, each) for part, each in zip(parts, sizes, strict=True)]
+        features = vision.neck(feature_maps, *size)
+    else:
+        for layer in vision.encoder.layers[block:]:
+            states = layer(states)
+        features = vision.post_layernorm(states)
+    kwargs["pair_features"] = model.compare_dates(features, *size, feature_maps)
     return args, kwargs
+
+
+@torch.no_grad()
+def _map_sizes(model: DeltaVLMForConditionalGeneration) -> list[torch.Size]:
+    """Of a backbone's feature maps, (C, h, w) each."""
+    query_tokens, size = model.query_tokens, model.config.image_size
+    image = torch.zeros(1, 3, size, size, dtype=query_tokens.dtype, device=query_tokens.device)
+    backbone = model.vision_model.backbone
+    was_training = backbone.training
+    feature_maps = backbone.eval()(image).feature_maps  # statistics of batches are not to be touched
+    backbone.train(was_training)
+    return [feature_map.shape[1:] for feature_map in feature_maps]
 
 
 class PrefixCache:
@@ -78,7 +106,7 @@ class PrefixCache:
     States are kept by the image's content in a folder named by all that they depend on: the weights of these blocks,
     the preprocessing and the precision. Other weights make another folder; nothing stale is read. A state counts
     once it is on the disk as a whole, so that a run that was killed goes on. One image takes N x D numbers: at full
-    size 257 x 1408, that is 0.72 MB in 16 bits.
+    size 257 x 1408, that is 0.72 MB in 16 bits. Of a backbone all feature maps are kept, where it is wholly frozen.
 
     A pickled copy, as worker processes of a `DataLoader` get it, reads the folder anew and has no model: it cannot be
     filled.
@@ -106,19 +134,27 @@ class PrefixCache:
     ):
         if dtype not in _KEPT_AS:
             raise ValueError(f"Vision states are kept as float32, float16 or bfloat16, not {dtype}.")
-        vision = model.vision_model
-        frozen = [not any(p.requires_grad for p in block.parameters()) for block in vision.encoder.layers]
+        vision, layers = model.vision_model, vision_layers(model)
+        frozen = [not any(p.requires_grad for p in block.parameters()) for block in layers]
         self.first_block = frozen.index(False) if False in frozen else len(frozen)
-        if self.first_block == 0 or any(p.requires_grad for p in vision.embeddings.parameters()):
-            raise ValueError(
-                "There are no vision states to cache: the first vision block or the embeddings train. Freeze them, as "
-                "`freeze(model)` does, or leave the cache out."
-            )
+        if model.config.has_backbone:
+            if any(p.requires_grad for p in vision.backbone.parameters()):
+                raise ValueError(
+                    "There are no vision states to cache: a part of the backbone trains. Freeze all of it, as "
+                    "`freeze(model)` does, or leave the cache out."
+                )
+            self.shape: tuple[int, ...] = (sum(map(math.prod, _map_sizes(model))),)
+        else:
+            if self.first_block == 0 or any(p.requires_grad for p in vision.embeddings.parameters()):
+                raise ValueError(
+                    "There are no vision states to cache: the first vision block or the embeddings train. Freeze "
+                    "them, as `freeze(model)` does, or leave the cache out."
+                )
+            self.shape = (vision.embeddings.position_embedding.shape[1], vision.config.hidden_size)  # N, D
         take_vision_states(model)
         self.model: DeltaVLMForConditionalGeneration | None = model
         self.processor = processor
         self.dtype = dtype
-        self.shape = (vision.embeddings.position_embedding.shape[1], vision.config.hidden_size)  # N, D
         self.folder = Path(folder).expanduser().absolute() / self._key(model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._states_file = self.folder / "states.bin"
@@ -136,14 +172,18 @@ class PrefixCache:
     def _key(self, model: DeltaVLMForConditionalGeneration) -> str:
         summary = hashlib.sha256()
         vision = model.vision_model
-        for part in (vision.embeddings, *vision.encoder.layers[: self.first_block]):
+        if model.config.has_backbone:
+            parts = [vision.backbone]
+        else:
+            parts = [vision.embeddings, *vision.encoder.layers[: self.first_block]]
+        for part in parts:
             for name, tensor in part.state_dict().items():
                 summary.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 summary.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         settings = self.processor.image_processor.to_dict()
         settings = {name: value for name, value in settings.items() if name not in _NOT_SETTINGS and name[0] != "_"}
         summary.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        summary.update(f"{vision.config.num_attention_heads} {vision.config.layer_norm_eps} {self.dtype}".encode())
+        summary.update(f"{vision.config.to_json_string(use_diff=False)} {self.dtype}".encode())
         return summary.hexdigest()[:24]
 
     def _journal(self) -> Journal:

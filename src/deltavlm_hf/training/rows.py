@@ -6,7 +6,9 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 
+from ..data.masks import read_mask
 from ..data.questions import check_tasks
 from ..data.rows import undecoded
 from ..processing.reading import read_image
@@ -64,6 +66,9 @@ class TrainingRows(torch.utils.data.Dataset):
         if self.augmentation is None:
             return row
         row = {**row, **{date: read_image(row[date]) for date in ("before", "after")}}
+        mask = read_mask(row) if "mask" in row else None
+        if mask is not None:
+            row["mask"] = Image.fromarray(mask)
         return self.augmentation(row, np.random.default_rng([self.seed, epoch, index]))
 
 

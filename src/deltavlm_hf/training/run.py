@@ -15,9 +15,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..data import TASKS, load_changechat, load_generated
 from ..data.questions import check_tasks
-from ..data.rows import first_rows
+from ..data.rows import first_rows, undecoded
 from ..files import write_text
 from ..inference.loading import find_source
+from ..modeling import DeltaVLMConfig
 from ..modeling.lora import make_lora_config
 from . import SETTINGS_FILE
 from .arguments import DeltaVLMTrainingArguments
@@ -74,14 +75,15 @@ class DataConfig:
         """Whether there are rows for validation."""
         return bool(self.validation if self.source else self.validation_pairs)
 
-    def load(self, validation: bool = False, unroll: bool = True) -> datasets.Dataset:
+    def load(self, validation: bool = False, unroll: bool = True, masks: bool = False) -> datasets.Dataset:
         """The rows to train on, or those for validation."""
+        options: dict[str, Any] = {"tasks": self.tasks, "unroll": unroll, "masks": masks}
         if self.source:
             split = self.validation if validation else self.train
-            rows = load_changechat(self.source, self.images, split=str(split), tasks=self.tasks, unroll=unroll)
+            rows = load_changechat(self.source, self.images, split=str(split), **options)
         else:
             pairs = self.validation_pairs if validation else self.pairs
-            rows = load_generated(pairs, self.seed + self.pairs * validation, tasks=self.tasks, unroll=unroll)
+            rows = load_generated(pairs, self.seed + self.pairs * validation, **options)
         return first_rows(rows, self.limit)
 
 
@@ -161,7 +163,8 @@ def _named(where: str, kind: type, **fields: Any) -> Any:
 def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
     """
     Trains, going on from the last complete checkpoint in the output folder if there is one, and writes the result
-    there: the model (the best by `metric_for_best_model`, where there is validation) and the processor.
+    there. A model that makes masks learns them too where the data have any; without, its mask decoder stays as it is.
+    What is written: the model (the best by `metric_for_best_model`, where there is validation) and the processor.
 
     Args:
         run ([`TrainingRun`]).
@@ -174,9 +177,19 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
         ValueError: if the settings do not go together, or hold a token.
     """
     args = _check(run)
+    revision = {"revision": run.revision} if run.revision else {}
+    masks = bool(DeltaVLMConfig.from_pretrained(run.source, **revision).mask_classes)
+    if args.vision_cache and not run.freeze.masks:
+        masks = False  # else refused: beside cached states there are no pixels, of which masks are made
     with args.main_process_first(local=False, desc="data"):
-        rows = run.data.load()
-        validation = run.data.load(validation=True) if run.data.validates else None
+        rows = run.data.load(masks=masks)
+        validation = run.data.load(validation=True, masks=masks) if run.data.validates else None
+    policy = run.freeze
+    if masks and all(mask is None for mask in undecoded(rows)["mask"]):
+        rows = rows.remove_columns("mask")
+        masks = False
+    if not masks:
+        policy = dataclasses.replace(policy, masks=False)  # text alone would not hold the decoder to masks
     training_rows = TrainingRows(rows, run.augmentation, run.task_weights, args.seed)
     options: dict[str, Any] = {"dtype": run.dtype, "revision": run.revision, "device_map": run.device_map}
     if run.load_in_4bit:
@@ -185,8 +198,8 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
             options["device_map"] = {"": args.device}  # quantised where it stays
     options = {name: value for name, value in options.items() if value is not None}
     model = AutoModelForImageTextToText.from_pretrained(run.source, **options)
-    processor = AutoProcessor.from_pretrained(run.source, **({"revision": run.revision} if run.revision else {}))
-    freeze(model, run.freeze)
+    processor = AutoProcessor.from_pretrained(run.source, **revision)
+    freeze(model, policy)
     if args.process_index == 0:
         show(trainable_table(model))
 

@@ -16,6 +16,10 @@ CACHE_AND_AUGMENTATION = (
     "`vision_cache` keeps one state for each image, but augmentation makes new images in every epoch: leave out one "
     "of them."
 )
+CACHE_AND_MASKS = (
+    "`vision_cache` gives states in place of pixels, of which masks are made: leave it out, or train text alone, with "
+    "`masks: false` under `freeze`."
+)
 
 
 class DeltaVLMTrainer(Trainer):
@@ -23,7 +27,7 @@ class DeltaVLMTrainer(Trainer):
     [`Trainer`] with what DeltaVLM's recipe adds: the order of [`TrainingRows`], checkpoints that hold what trains
     ([`leave_out_frozen`]), early stopping, and vision states that are computed once ([`PrefixCache`]). Each of them
     works with the plain `Trainer` as well, the last in full precision. Beyond that, logits are computed only where a
-    label is predicted.
+    label is predicted. Where the model makes masks and rows have a column `mask`, it learns them too.
 
     Args:
         model ([`DeltaVLMForConditionalGeneration`]): after [`freeze`].
@@ -34,12 +38,16 @@ class DeltaVLMTrainer(Trainer):
         kwargs: see [`Trainer`].
 
     Raises:
-        ValueError: if vision states cannot be cached: see [`PrefixCache`].
+        ValueError: if vision states cannot be cached: see [`PrefixCache`]; for masks of other classes than rows have.
     """
 
     def __init__(self, model, args: DeltaVLMTrainingArguments, *, train_dataset, processing_class, **kwargs):
+        has_masks = isinstance(train_dataset, TrainingRows) and "mask" in train_dataset.rows.column_names
+        mask_classes = model.config.mask_classes if has_masks else None
         cache = None
         if args.vision_cache:
+            if mask_classes:
+                raise ValueError(CACHE_AND_MASKS)
             if getattr(train_dataset, "augmentation", None):
                 raise ValueError(CACHE_AND_AUGMENTATION)
             cache = PrefixCache(args.vision_cache, model, processing_class, getattr(torch, args.vision_cache_dtype))
@@ -52,7 +60,8 @@ class DeltaVLMTrainer(Trainer):
                 kwargs["eval_dataset"] = undecoded(kwargs["eval_dataset"])
         if not args.save_frozen_weights:
             leave_out_frozen(model)
-        kwargs.setdefault("data_collator", PairCollator(processing_class, cache))
+        collator = PairCollator(processing_class, cache, mask_classes, centres=model.config.mask_evidence)
+        kwargs.setdefault("data_collator", collator)
         super().__init__(model, args, train_dataset=train_dataset, processing_class=processing_class, **kwargs)
         if args.early_stopping_patience and self.eval_dataset is not None and args.load_best_model_at_end:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))

@@ -1,0 +1,222 @@
+"""
+How good a model's masks are: pixel by pixel, through the answers that the rules read off them, and whether its words
+say the same. Masks are cheap: a run that goes on makes them anew.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from ..data.masks import VALUES, class_values, read_mask
+from ..data.questions import format_count, format_grid, parse_count, parse_grid, parse_yes_no
+from ..data.rows import undecoded
+from ..data.rules import Facts, Thresholds, read_facts
+from ..inference import predict_mask
+from ..modeling import DeltaVLMForConditionalGeneration
+from ..processing import DeltaVLMProcessor
+from ..processing.reading import READING_ERRORS, read_image
+from .answering import group_by_pair, process_state
+
+logger = logging.getLogger(__name__)
+
+READ_OFF: dict[str, Callable[[Facts], str]] = {
+    "binary": lambda facts: "yes" if facts.changed else "no",
+    "count": format_count,
+    "grid": format_grid,
+}
+_KINDS = {"road": "roads", "building": "buildings"}
+
+
+@dataclass
+class SeenMasks:
+    """
+    What a model's masks say about a data set.
+
+    Attributes:
+        classes (`list[str]`): the model's.
+        facts (`dict[int, Facts | str]`): for each row what the rules read off its mask, or why there is none.
+        confusion (`np.ndarray` of shape `(K + 1, K + 1)`): pixels of all pairs with a mask, by what they are (rows)
+            and what they were taken for; unchanged ones first, then those of each class.
+        pairs (`int`): how many pairs these are.
+        unreadable (`int`): pairs that are left out, for their mask or images cannot be used.
+    """
+
+    classes: list[str]
+    facts: dict[int, Facts | str]
+    confusion: np.ndarray
+    pairs: int
+    unreadable: int
+
+
+def see_masks(
+    model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, rows: datasets.Dataset
+) -> SeenMasks | None:
+    """
+    Predicts the mask of each pair, at the size of the true one or, without, of the second date. Processes share the
+    work.
+
+    Args:
+        model ([`DeltaVLMForConditionalGeneration`]): on any device.
+        processor ([`DeltaVLMProcessor`]): the model's.
+        rows (`Dataset`): see [`load_changechat`], with `masks=True`.
+
+    Returns:
+        [`SeenMasks`] of all processes; None for a model without masks, or with others than of roads and buildings.
+    """
+    classes = model.config.mask_classes
+    if not classes or not set(classes) <= VALUES.keys():
+        return None
+    state = process_state()
+    rows = undecoded(rows.with_format(None))
+    seen = []
+    mine = group_by_pair(rows)[state.process_index :: state.num_processes]
+    for pair in tqdm(mine, desc="masks", unit="pair", disable=not state.is_main_process):
+        row, truth, confusion, is_whole = rows[pair[0]], None, None, True
+        try:
+            truth = read_mask(row)
+        except ValueError as error:
+            logger.warning("%s", error)
+            is_whole = False
+        facts: Facts | str
+        try:
+            before, after = read_image(row["before"]), read_image(row["after"])
+            mask = predict_mask(model, processor, before, after, None if truth is None else truth.shape)
+        except READING_ERRORS as error:
+            facts, is_whole = f"{type(error).__name__}: {error}", False
+        else:
+            facts = read_facts(mask, Thresholds.for_size(round(mask.size**0.5)))
+            confusion = None if truth is None else count_pixels(mask, truth, classes)
+        seen.append((pair, facts, confusion, is_whole))
+    seen = gather_object(seen)
+    matrices = [confusion for _, _, confusion, _ in seen if confusion is not None]
+    return SeenMasks(
+        classes,
+        facts={index: facts for pair, facts, _, _ in seen for index in pair},
+        confusion=sum(matrices, np.zeros((len(classes) + 1,) * 2, int)),
+        pairs=len(matrices),
+        unreadable=sum(not is_whole for *_, is_whole in seen),
+    )
+
+
+def count_pixels(mask: np.ndarray, truth: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """
+    Pixels by what they are and what they were taken for.
+
+    Args:
+        mask, truth (`np.ndarray` of shape `(H, W)`, uint8): predicted and true.
+        classes (`Sequence[str]`): those that count; any other is as if nothing had changed.
+
+    Returns:
+        `np.ndarray` of shape `(K + 1, K + 1)`, int: see [`SeenMasks`].
+    """
+    number_of = np.zeros(256, int)
+    number_of[list(class_values(classes).values())] = range(1, len(classes) + 1)
+    size = len(classes) + 1
+    return np.bincount((number_of[truth] * size + number_of[mask]).ravel(), minlength=size**2).reshape(size, size)
+
+
+def score_pixels(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """
+    Figures of pixels, all pairs taken together as one.
+
+    Args:
+        confusion (`np.ndarray` of shape `(K + 1, K + 1)`): see [`SeenMasks`].
+        classes (`Sequence[str]`).
+
+    Returns:
+        `dict`: `classes` with `precision`, `recall`, `f1`, `iou` and the number of `pixels` in truth of each; the same
+        over all classes in `all` (hits, misses and false alarms added up); `miou`, the mean IoU of unchanged pixels
+        and of classes that the data mark at all, `miou_of_classes` without the former; `accuracy`, the share of
+        pixels that are right. None for a ratio with nothing to divide by.
+    """
+    hits, truth, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    each = [_overlap(*numbers) for numbers in zip(hits, truth, predicted, strict=True)]
+    unchanged, *of_classes = each
+    marked = [figures["iou"] for figures in of_classes if figures["pixels"]]
+    return {
+        "classes": dict(zip(classes, of_classes, strict=True)),
+        "all": _overlap(hits[1:].sum(), truth[1:].sum(), predicted[1:].sum()),
+        "miou": float(np.mean([unchanged["iou"], *marked])) if unchanged["pixels"] else None,
+        "miou_of_classes": float(np.mean(marked)) if marked else None,
+        "accuracy": _ratio(hits.sum(), confusion.sum()),
+    }
+
+
+def _overlap(hits: int, truth: int, predicted: int) -> dict[str, Any]:
+    return {
+        "precision": _ratio(hits, predicted),
+        "recall": _ratio(hits, truth),
+        "f1": _ratio(2 * hits, truth + predicted),
+        "iou": _ratio(hits, truth + predicted - hits),
+        "pixels": int(truth),
+    }
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return float(part / whole) if whole else None
+
+
+def answers_of_masks(rows: Iterable[dict], seen: SeenMasks) -> tuple[list[dict], list[dict]]:
+    """
+    What the masks answer to the questions of yes or no, counts and cells, in the form of [`predict`]: the rules read
+    them as they read true ones.
+
+    Args:
+        rows (`Iterable[dict]`): all rows, without images.
+        seen ([`SeenMasks`]): of these.
+
+    Returns:
+        `tuple[list[dict], list[dict]]`: rows of these tasks, and predictions for them.
+    """
+    asked, predictions = [], []
+    for index, row in enumerate(rows):
+        if row["task"] in READ_OFF:
+            facts = seen.facts[index]
+            said = {"error": facts} if isinstance(facts, str) else {"answers": [READ_OFF[row["task"]](facts)]}
+            asked.append(row)
+            predictions.append({"id": row["id"], **said})
+    return asked, predictions
+
+
+def score_agreement(rows: Iterable[dict], predictions: Sequence[dict], seen: SeenMasks) -> dict[str, Any]:
+    """
+    How often a model's words say what its own masks say. Answers that cannot be read, or that are not there, do not.
+
+    Args:
+        rows (`Iterable[dict]`): all rows, without images.
+        predictions (`Sequence[dict]`): the model's answers, see [`predict`].
+        seen ([`SeenMasks`]): its masks.
+
+    Returns:
+        `dict`: by task `samples` and shares: `roads` and `buildings` (those that the model's masks have) for counts
+        and cells, and `all`. Empty if nothing was asked whose answer masks have.
+    """
+    found: dict[str, list[dict[str, bool]]] = {}
+    for index, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
+        facts = seen.facts[index]
+        if row["task"] not in READ_OFF or isinstance(facts, str):
+            continue
+        (answer,) = prediction.get("answers") or [""]
+        same = {}
+        if row["task"] == "binary":
+            same["all"] = parse_yes_no(answer) == facts.changed
+        else:
+            words: Any = (parse_count if row["task"] == "count" else parse_grid)(answer)
+            masks: Any = (facts.roads, facts.buildings)
+            if row["task"] == "grid":
+                masks = (facts.road_cells, facts.building_cells)
+            for number, (name, plural) in enumerate(_KINDS.items()):
+                if name in seen.classes:
+                    same[plural] = words is not None and np.array_equal(words[number], masks[number])
+            same["all"] = all(same.values())
+        found.setdefault(row["task"], []).append(same)
+    return {
+        task: {"samples": len(each), **{name: float(np.mean([same[name] for same in each])) for name in each[0]}}
+        for task, each in found.items()
+    }
