@@ -176,7 +176,7 @@ def test_errors(make_model, small_inputs):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask_classes": []}, "expected different names"),
+        ({"mask_classes": []}, "expected 1 to 1000"),
         ({"mask_classes": ["a", "a"]}, "expected different names"),
         ({"mask_classes": [3]}, "expected different names"),
         ({"mask_evidence": True}, "need `mask_classes`: without"),
