@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from deltavlm_hf import DeltaVLMModel
 from deltavlm_hf.modeling.csrm import CrossSemanticRelationMeasuring
 from deltavlm_hf.modeling.positions import sincos_2d
 
@@ -53,6 +54,16 @@ def test_unchanged_pair_gives_both_dates_the_same_features(module, dates):
     before, _ = dates
     pair = module.eval()(before, before)
     assert pair[:, :5].equal(pair[:, 5:])
+
+
+def test_ablations_have_no_parameters(small_config, small_inputs, dates):
+    before, after = dates
+    expected = {"concat": (before, after), "difference": (before - after, after - before)}
+    for kind, pair in expected.items():
+        model = DeltaVLMModel(small_config(difference_module=kind)).eval()
+        assert not list(model.difference.parameters())
+        assert model.difference(before, after).equal(torch.cat(pair, dim=1))
+        assert model.encode_pair(small_inputs["pixel_values"]).shape == (2, 2 * 17, 32)
 
 
 def test_dropout_only_in_training(module, dates):

@@ -41,7 +41,7 @@ class TestConfig:
         assert loaded.text_config.to_dict() == config.text_config.to_dict()
 
     def test_unknown_difference_module(self):
-        with pytest.raises(ValueError, match="'minus', expected one of csrm, concat"):
+        with pytest.raises(ValueError, match="'minus', expected one of csrm, difference, concat"):
             DeltaVLMConfig(difference_module="minus")
 
     def test_width_that_does_not_suit_spatial_codes(self):

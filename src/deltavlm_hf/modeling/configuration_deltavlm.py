@@ -12,7 +12,7 @@ from .bounds import MOST_CLASSES, check_file, check_sizes, check_sources
 from .efficientnet_lite import EfficientNetLiteConfig  # noqa: F401 - which makes it known to AutoConfig
 from .lora import check_lora
 
-DIFFERENCE_MODULES = ("csrm", "concat")
+DIFFERENCE_MODULES = ("csrm", "difference", "concat")
 
 
 @strict
@@ -41,7 +41,8 @@ class DeltaVLMConfig(PreTrainedConfig):
             vocabulary: a placeholder is never looked up.
         difference_module (`str`, *optional*, defaults to `"csrm"`):
             `"csrm"`: cross-semantic relation measuring (paper, visual difference perception). `"concat"`: the two
-            feature maps as they are, without parameters (the paper's ablation).
+            feature maps as they are, without parameters (the paper's ablation); `"difference"`: what each date has
+            that the other has not, likewise.
         difference_dropout (`float`, *optional*, defaults to 0.5):
             Dropout on CSRM's gate and context while training.
         spatial_position_codes (`bool`, *optional*, defaults to `False`):

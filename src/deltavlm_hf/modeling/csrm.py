@@ -72,3 +72,17 @@ class Concatenation(nn.Module):
 
     def forward(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         return torch.cat([before, after], dim=1)
+
+
+class Difference(nn.Module):
+    """The ablation that keeps the difference alone, seen from either date: `(B, N, D)` twice -> `(B, 2N, D)`."""
+
+    def forward(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        return torch.cat([before - after, after - before], dim=1)
+
+
+def make_difference_module(kind: str, hidden_size: int, dropout: float) -> nn.Module:
+    """The module that `DeltaVLMConfig.difference_module` names."""
+    if kind == "csrm":
+        return CrossSemanticRelationMeasuring(hidden_size, dropout)
+    return Difference() if kind == "difference" else Concatenation()

@@ -40,7 +40,7 @@ from .checks import (
     given_images,
 )
 from .configuration_deltavlm import DeltaVLMConfig
-from .csrm import Concatenation, CrossSemanticRelationMeasuring
+from .csrm import make_difference_module
 from .explain import explain
 from .frozen_parts import set_frozen_parts_to_eval
 from .generation_deltavlm import DeltaVLMGenerationMixin
@@ -100,10 +100,9 @@ class DeltaVLMModel(DeltaVLMPreTrainedModel):
 
     def _add_parts(self, config: DeltaVLMConfig) -> None:
         self.vision_model = make_vision_model(config)
-        if config.difference_module == "csrm":
-            self.difference = CrossSemanticRelationMeasuring(config.vision_width, config.difference_dropout)
-        else:
-            self.difference = Concatenation()
+        self.difference = make_difference_module(
+            config.difference_module, config.vision_width, config.difference_dropout
+        )
         if config.mask_classes:
             maps = self.vision_model.backbone.channels if config.has_backbone else []
             self.mask_decoder = MaskDecoder(config, maps[: config.mask_skip_maps])
