@@ -23,7 +23,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,6 @@ WORDS = ["new", "removed", *map(str, range(MOST + 1))]  # of descriptions, besid
 SWAPPED = 0.2  # of the pairs have their dates exchanged: what was built is gone
 VALIDATION_SEED = 1  # of the items that stages are judged by
 SCENES = 6000
-# Stage -> optimizer steps, batch size, learning rate.
-BUDGET = {
-    "eyes": (10_000, 8, 1e-3),
-    "language": (1500, 64, 1e-3),
-    "align": (3000, 8, 1e-3),
-    "reread": (1200, 64, 1e-3),
-    "speak": (1500, 8, 2e-4),
-}
 QUESTIONS_PER_PAIR = 3
 CHECKPOINT_SECONDS = 120
 
@@ -144,6 +136,12 @@ class Scenes:
         ]
         mask = np.asarray(Image.fromarray(scene.mask).resize(size, Image.Resampling.NEAREST))
         return np.stack(images), mask, read_facts(scene.mask, Thresholds.for_size(SCENE_SIZE))
+
+
+def read_sources(data: Path) -> dict:
+    """What pairs are drawn from, by the names in `SOURCES`."""
+    real = {name: RealPairs(data / name, halve=name != "train_tiles_1m") for name in SOURCES if name != "scenes"}
+    return {**real, "scenes": Scenes(SCENES)}
 
 
 class Pairs(Dataset):
@@ -352,13 +350,16 @@ class Eyes(nn.Module):
 # Stages
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stage:
     """
     What a stage teaches.
 
     Args:
         module (`type`): the model under a loss.
+        steps (`int`): of the optimizer.
+        batch_size (`int`): pairs, or texts.
+        learning_rate (`float`): the highest.
         trained (`tuple[str, ...]`): beginnings of the names of what learns.
         frozen (`tuple[str, ...]`): beginnings of those among them that stay.
         questions (`int`): for each pair.
@@ -366,6 +367,9 @@ class Stage:
     """
 
     module: type
+    steps: int
+    batch_size: int
+    learning_rate: float
     trained: tuple[str, ...]
     frozen: tuple[str, ...] = ()
     questions: int = 1
@@ -373,29 +377,28 @@ class Stage:
     texts: bool = False
 
 
+_EYES = ("vision_model.", "difference.", "mask_decoder.")
 _TO_WORDS = ("qformer.", "query_tokens", "language_projection.", "mask_decoder.embed.")
 _EMBEDDINGS = ("language_model.model.embed_tokens.", "language_model.lm_head.")
 STAGES = {
-    "eyes": Stage(Eyes, ("vision_model.", "difference.", "mask_decoder."), ("mask_decoder.embed.",), 0, masks=True),
-    "language": Stage(Language, ("language_model.",), texts=True),
-    "align": Stage(Align, _TO_WORDS),
-    "reread": Stage(Language, ("language_model.",), _EMBEDDINGS, texts=True),
-    "speak": Stage(Speak, _TO_WORDS, questions=QUESTIONS_PER_PAIR),
+    "eyes": Stage(Eyes, 10_000, 8, 1e-3, _EYES, ("mask_decoder.embed.",), questions=0, masks=True),
+    "language": Stage(Language, 1500, 64, 1e-3, ("language_model.",), texts=True),
+    "align": Stage(Align, 3000, 8, 1e-3, _TO_WORDS),
+    "reread": Stage(Language, 1200, 64, 1e-3, ("language_model.",), _EMBEDDINGS, texts=True),
+    "speak": Stage(Speak, 1500, 8, 2e-4, _TO_WORDS, questions=QUESTIONS_PER_PAIR),
 }
 
 
 def train(
-    name: str,
+    stage: Stage,
     model: DeltaVLMForConditionalGeneration,
     processor: DeltaVLMProcessor,
     sources: dict,
-    folder: Path,
-    scale: float,
+    place: Path,
     seed: int,
 ) -> float:
-    """Runs one stage, or what is left of it; returns the minutes that it took in all."""
-    stage, (steps, batch_size, learning_rate) = STAGES[name], BUDGET[name]
-    steps = max(2, round(steps * scale))
+    """Runs one stage, or what is left of it by what is kept in `place`; returns the minutes that it took in all."""
+    steps, batch_size = stage.steps, stage.batch_size
     warmup = max(1, min(200, steps // 10))
     for parameter_name, parameter in model.named_parameters():
         learns = parameter_name.startswith(stage.trained) and not parameter_name.startswith(stage.frozen or ("-",))
@@ -403,11 +406,11 @@ def train(
     module = stage.module(model)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if stage.texts:
-        optimizers = MuonAndAdamW(module, learning_rate, 0.05).parts
+        optimizers = MuonAndAdamW(module, stage.learning_rate, 0.05).parts
     else:
-        optimizers = (torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.05),)
+        optimizers = (torch.optim.AdamW(parameters, lr=stage.learning_rate, weight_decay=0.05),)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    done, minutes, place = 0, 0.0, folder / f"{name}_unfinished.pt"
+    done, minutes = 0, 0.0
     if place.exists():
         kept = torch.load(place, weights_only=True)
         model.load_state_dict(kept["weights"])
@@ -438,7 +441,9 @@ def train(
         losses.append(float(loss.detach()))
         minutes = (time.perf_counter() - begun) / 60
         if step % 200 == 0:
-            print(f"{name} {step}/{steps}: loss {np.mean(losses[-200:]):.4f} after {minutes:.1f} min", flush=True)
+            print(
+                f"{place.stem} {step}/{steps}: loss {np.mean(losses[-200:]):.4f} after {minutes:.1f} min", flush=True
+            )
         if time.perf_counter() - kept_at > CHECKPOINT_SECONDS:
             kept_at = time.perf_counter()
             states = [optimizer.state_dict() for optimizer in optimizers]
@@ -597,14 +602,9 @@ def main() -> None:
     for name in args.stages:
         kept = args.keep / f"{name}.pt"
         if not kept.exists():
-            if not sources and not STAGES[name].texts:
-                sources = {
-                    "train_tiles_1m": RealPairs(args.data / "train_tiles_1m", halve=False),
-                    "train_cells": RealPairs(args.data / "train_cells", halve=True),
-                    "train_cells_jittered": RealPairs(args.data / "train_cells_jittered", halve=True),
-                    "scenes": Scenes(SCENES),
-                }
-            minutes = train(name, model, processor, sources, args.keep, args.scale, args.seed)
+            sources = sources or (read_sources(args.data) if not STAGES[name].texts else {})
+            stage = replace(STAGES[name], steps=max(2, round(STAGES[name].steps * args.scale)))
+            minutes = train(stage, model, processor, sources, args.keep / f"{name}_unfinished.pt", args.seed)
             trained = {key: value for key, value in model.state_dict().items() if key.startswith(STAGES[name].trained)}
             found = validate(name, model, processor, args.data)
             _keep({"weights": trained, "minutes": minutes, "figures": found}, kept)
