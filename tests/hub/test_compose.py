@@ -166,7 +166,8 @@ class TestFamilies:
         got = made.model.language_model.state_dict()
         assert got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in expected)
 
-    def test_answers_outlive_saving_in_a_process_without_the_package(self, made, pair, tmp_path):
+    def test_answers_outlive_saving(self, family, made, pair, tmp_path):
+        """In a process without the package too: for a family of Transformers, and for the one whose code travels."""
         model, processor, _ = made
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
@@ -174,6 +175,8 @@ class TestFamilies:
         assert len(set(expected[0].tolist())) > 2
         loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
         assert torch.equal(answer_ids(loaded, AutoProcessor.from_pretrained(tmp_path), pair), expected)
+        if family not in ("swin", "efficientnet"):
+            return
         np.save(tmp_path / "pair.npy", np.stack(pair))
         code = f"""
         import sys

@@ -72,7 +72,7 @@ def test_masks_are_learnt_and_kept(model, squares, tmp_path):
     pixels, labels = squares
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     model.train()
-    for _ in range(60):
+    for _ in range(40):
         loss = model(pixel_values=pixels, mask_labels=labels).loss
         optimizer.zero_grad()
         loss.backward()

@@ -23,6 +23,8 @@ from deltavlm_hf.inference import ChangeSession
 from deltavlm_hf.training import DeltaVLMTrainingArguments, last_complete_checkpoint
 from deltavlm_hf.training.run import DataConfig, TrainingRun
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 TRAINING = {
     "max_steps": 8,
