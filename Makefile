@@ -68,7 +68,8 @@ cuda-wheels:  ## into wheels/ what a card's machine without a package index lack
 
 # The bounds of setup.cfg, each with an environment of its own. Of torch the newest is the default build of the index,
 # or name another: make test-newest NEWEST_TORCH="torch==2.13.0". A machine's own constraints for pip are lifted.
-CORE := $(addprefix tests/modeling/test_,caches.py common.py csrm.py explain.py modeling.py saving.py) \
+CORE := $(addprefix tests/modeling/test_,caches.py common.py csrm.py explain.py mask_decoder.py modeling.py saving.py \
+	vision_backbone.py) \
 	$(addprefix tests/processing/test_,chat_template.py image_processing.py processing.py reading.py) \
 	$(addprefix tests/training/test_,trainer.py small_checkpoints.py) tests/test_parity.py tests/inference \
 	tests/test_auto_classes.py tests/test_saved_folders.py tests/evaluation/test_answering.py

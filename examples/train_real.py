@@ -397,7 +397,7 @@ def train(
     place: Path,
     seed: int,
 ) -> float:
-    """Runs one stage, or what is left of it by what is kept in `place`; returns the minutes that it took in all."""
+    """Runs one stage, or what is left of it by what is kept in `place`; returns the minutes of CPU time that it took in all."""
     steps, batch_size = stage.steps, stage.batch_size
     warmup = max(1, min(200, steps // 10))
     for parameter_name, parameter in model.named_parameters():
@@ -424,7 +424,7 @@ def train(
         Subset(items, range(done * batch_size, length)), batch_size, collate_fn=collator, num_workers=1
     )
     module.train()
-    losses, begun = [], time.perf_counter() - 60 * minutes
+    losses, begun = [], time.process_time() - 60 * minutes
     kept_at = time.perf_counter()
     for step, batch in enumerate(loader, start=done + 1):
         factor = min(step / warmup, (1 + math.cos(math.pi * step / steps)) / 2)
@@ -439,10 +439,10 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
         losses.append(float(loss.detach()))
-        minutes = (time.perf_counter() - begun) / 60
+        minutes = (time.process_time() - begun) / 60
         if step % 200 == 0:
             print(
-                f"{place.stem} {step}/{steps}: loss {np.mean(losses[-200:]):.4f} after {minutes:.1f} min", flush=True
+                f"{place.stem} {step}/{steps}: loss {np.mean(losses[-200:]):.4f} after {minutes:.1f} CPU min", flush=True
             )
         if time.perf_counter() - kept_at > CHECKPOINT_SECONDS:
             kept_at = time.perf_counter()
