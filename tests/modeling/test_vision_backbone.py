@@ -8,13 +8,13 @@ from transformers import (
     AutoBackbone,
     AutoModelForImageTextToText,
     BertConfig,
-    BitsAndBytesConfig,
     ConvNextConfig,
     Dinov2Config,
     SwinConfig,
 )
 
 from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration
+from deltavlm_hf.training.quantization import four_bit_config
 
 
 @pytest.fixture
@@ -164,11 +164,7 @@ def test_blocks_stay_whole_on_several_devices(make_model):
 def test_only_the_language_model_is_quantised(make_model, inputs, tmp_path):
     model = make_model("efficientnet_lite")
     model.save_pretrained(tmp_path)
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        llm_int8_skip_modules=["vision_model", "difference", "qformer", "language_projection", "lm_head"],
-    )
-    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=settings)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=four_bit_config(torch.float32))
     assert loaded.language_model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     pixels = inputs(model)["pixel_values"]
     torch.testing.assert_close(loaded.encode_pair(pixels).float(), model.encode_pair(pixels), rtol=1e-4, atol=1e-4)
