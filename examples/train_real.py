@@ -34,18 +34,20 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from train_tiny import (
     CELL_WORDS,
-    POSITIONS,
     QUERIES,
+    WIDTH,
     Align,
     Language,
     MuonAndAdamW,
     Speak,
     make_generation_config,
+    make_qformer_config,
+    make_text_config,
     make_tokenizer,
     make_turn,
     save,
 )
-from transformers import LlamaConfig, set_seed
+from transformers import set_seed
 
 from deltavlm_hf import (
     DeltaVLMConfig,
@@ -60,7 +62,7 @@ from deltavlm_hf.data.scenes import generate_scene
 from deltavlm_hf.inference import ask_pairs, predict_mask
 from deltavlm_hf.modeling.efficientnet_lite import EfficientNetLiteConfig, convert_published_weights
 
-SIZE, STRIDE, WIDTH = 128, 8, 128
+SIZE, STRIDE = 128, 8
 MASK_CLASSES = ["road", "building"]
 SCENE_SIZE = 96  # of generated pairs, which are enlarged to SIZE
 THRESHOLDS = Thresholds.for_size(SIZE)
@@ -144,11 +146,10 @@ def read_sources(data: Path) -> dict:
     return {**real, "scenes": Scenes(SCENES)}
 
 
-class Pairs(Dataset):
-    """Pairs without end, each of its own random numbers: an item depends on its index alone."""
+class Drawn(Dataset):
+    """Items that are drawn at random, as many as are wanted: each depends on its index alone."""
 
-    def __init__(self, sources: dict, seed: int, length: int):
-        self.sources = sources
+    def __init__(self, seed: int, length: int):
         self.seed = seed
         self.length = length
 
@@ -156,7 +157,17 @@ class Pairs(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict:
-        rng = np.random.default_rng([self.seed, index])
+        return {**self.draw(np.random.default_rng([self.seed, index])), "index": index}
+
+
+class Pairs(Drawn):
+    """Crops of pairs, each turned and photographed in its own way."""
+
+    def __init__(self, sources: dict, seed: int, length: int):
+        super().__init__(seed, length)
+        self.sources = sources
+
+    def draw(self, rng: np.random.Generator) -> dict:
         shares = np.array([SOURCES[name] for name in self.sources])
         source = self.sources[rng.choice(list(self.sources), p=shares / shares.sum())]
         images, mask, facts = source.crop(rng)
@@ -166,7 +177,7 @@ class Pairs(Dataset):
         if rng.random() < SWAPPED:
             images = images[::-1]
             facts = Facts(**{**vars(facts), "removed": facts.changed})
-        return {"images": np.stack(images), "mask": mask, "facts": facts, "index": index}
+        return {"images": np.stack(images), "mask": mask, "facts": facts}
 
 
 def _turn(
@@ -203,18 +214,10 @@ def _photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return pixels
 
 
-class Texts(Dataset):
-    """Changes that need no picture: facts drawn at random, with as many buildings as real pairs have."""
+class Texts(Drawn):
+    """Changes that need no picture: facts at random, with as many buildings as real pairs have."""
 
-    def __init__(self, seed: int, length: int):
-        self.seed = seed
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict:
-        rng = np.random.default_rng([self.seed, index])
+    def draw(self, rng: np.random.Generator) -> dict:
         roads = int(rng.choice(3, p=(0.6, 0.25, 0.15)))
         buildings = int(rng.integers(0, 7) if rng.random() < 0.5 else rng.integers(0, MOST + 1))
         if rng.random() < 0.2:
@@ -224,7 +227,7 @@ class Texts(Dataset):
         building_cells = (by_cell > 0) | (rng.random(9) < 0.15) & (buildings > 0)
         road_cells = (rng.random(9) < 0.4) & (roads > 0)
         removed = bool(rng.random() < SWAPPED) and roads + buildings > 0
-        return {"facts": Facts(roads, buildings, road_cells, building_cells, by_cell, removed), "index": index}
+        return {"facts": Facts(roads, buildings, road_cells, building_cells, by_cell, removed)}
 
 
 def describe_in_tokens(facts: Facts) -> list[str]:
@@ -291,29 +294,8 @@ def make_config(processor: DeltaVLMProcessor) -> DeltaVLMConfig:
         mask_hidden_size=96,
         mask_skip_maps=2,
         mask_evidence=True,
-        qformer_config={
-            "vocab_size": len(processor.qformer_tokenizer),
-            "hidden_size": WIDTH,
-            "intermediate_size": 3 * WIDTH,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "cross_attention_frequency": 1,
-            "max_position_embeddings": 128,
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-        },
-        text_config=LlamaConfig(
-            vocab_size=len(processor.tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=3 * WIDTH,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            max_position_embeddings=POSITIONS,
-            tie_word_embeddings=True,
-            bos_token_id=processor.tokenizer.bos_token_id,
-            eos_token_id=processor.tokenizer.eos_token_id,
-            pad_token_id=processor.tokenizer.pad_token_id,
-        ),
+        qformer_config=make_qformer_config(processor),
+        text_config=make_text_config(processor),
         num_query_tokens=QUERIES,
         image_token_id=processor.image_token_id,
         difference_dropout=0.1,
@@ -397,7 +379,7 @@ def train(
     place: Path,
     seed: int,
 ) -> float:
-    """Runs one stage, or what is left of it by what is kept in `place`; returns the minutes of CPU time that it took in all."""
+    """Runs one stage, or what is left of it by what `place` keeps; returns the minutes of CPU time of all of it."""
     steps, batch_size = stage.steps, stage.batch_size
     warmup = max(1, min(200, steps // 10))
     for parameter_name, parameter in model.named_parameters():
@@ -442,7 +424,8 @@ def train(
         minutes = (time.process_time() - begun) / 60
         if step % 200 == 0:
             print(
-                f"{place.stem} {step}/{steps}: loss {np.mean(losses[-200:]):.4f} after {minutes:.1f} CPU min", flush=True
+                f"{place.stem} {step}/{steps}: loss {np.mean(losses[-200:]):.4f} after {minutes:.1f} CPU min",
+                flush=True,
             )
         if time.perf_counter() - kept_at > CHECKPOINT_SECONDS:
             kept_at = time.perf_counter()

@@ -252,8 +252,37 @@ def make_processor(facts: list[Facts]) -> DeltaVLMProcessor:
     )
 
 
+def make_qformer_config(processor: DeltaVLMProcessor) -> dict:
+    return {
+        "vocab_size": len(processor.qformer_tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 3 * WIDTH,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "cross_attention_frequency": 1,
+        "max_position_embeddings": 128,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+
+
+def make_text_config(processor: DeltaVLMProcessor) -> LlamaConfig:
+    tokenizer = processor.tokenizer
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=POSITIONS,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
 def make_config(processor: DeltaVLMProcessor) -> DeltaVLMConfig:
-    vocabulary = len(processor.tokenizer)
     return DeltaVLMConfig(
         vision_config={
             "hidden_size": WIDTH,
@@ -263,29 +292,8 @@ def make_config(processor: DeltaVLMProcessor) -> DeltaVLMConfig:
             "image_size": SIZE,
             "patch_size": PATCH,
         },
-        qformer_config={
-            "vocab_size": len(processor.qformer_tokenizer),
-            "hidden_size": WIDTH,
-            "intermediate_size": 3 * WIDTH,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "cross_attention_frequency": 1,
-            "max_position_embeddings": 128,
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-        },
-        text_config=LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=WIDTH,
-            intermediate_size=3 * WIDTH,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            max_position_embeddings=POSITIONS,
-            tie_word_embeddings=True,
-            bos_token_id=processor.tokenizer.bos_token_id,
-            eos_token_id=processor.tokenizer.eos_token_id,
-            pad_token_id=processor.tokenizer.pad_token_id,
-        ),
+        qformer_config=make_qformer_config(processor),
+        text_config=make_text_config(processor),
         num_query_tokens=QUERIES,
         image_token_id=processor.image_token_id,
         difference_dropout=0.1,

@@ -100,7 +100,7 @@ def test_finished_stages_are_kept(trained, data):
 def test_a_stage_that_was_killed_ends_as_if_it_had_not_been(data, tmp_path):
     """To the last bit: what is drawn at random depends on the step alone."""
     script = (ROOT / "examples" / "train_real.py").read_text()
-    options = ("--scale", "0.016", "--stages", "language")
+    options = ("--scale", "0.005", "--stages", "language")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     code = script.replace("CHECKPOINT_SECONDS = 120", "CHECKPOINT_SECONDS = 1")
     assert code != script
