@@ -22,10 +22,9 @@ from transformers import set_seed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import train_real
-from train_real import STAGES, Cells, listen, look, pixel_f1, score
+from train_real import STAGES, Cells, listen, look, score, score_masks
 
 from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration
-from deltavlm_hf.data.rules import Thresholds, read_facts
 
 EYES_STEPS, ALIGN_STEPS, SPEAK_STEPS = 400, 400, 150
 FIGURES = ("pixel_f1", "yes_no", "buildings_exact", "buildings_mae", "grid_f1", "cells_exact")
@@ -90,9 +89,7 @@ def measure(variant: Variant, seed: int, data: Path, keep: Path, sources: dict, 
     cells = Cells.read(data, "val_cells", "val_cells_b")
     if variant.words:
         return score(listen(model, processor, cells), cells.facts)
-    masks = look(model, processor, cells)
-    found = score([read_facts(mask, Thresholds.for_size(len(mask))) for mask in masks], cells.facts)
-    return {"pixel_f1": pixel_f1(masks, cells.masks), **found}
+    return score_masks(look(model, processor, cells), cells)
 
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:

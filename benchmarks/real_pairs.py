@@ -22,10 +22,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from train_real import Cells, listen, look, pixel_f1, score
+from train_real import Cells, facts_of, listen, look, pixel_f1, score, score_masks
 
 from deltavlm_hf.data.questions import INSTRUCTIONS
-from deltavlm_hf.data.rules import Facts, Thresholds, read_facts
 from deltavlm_hf.data.scenes import generate_scene
 from deltavlm_hf.inference import ask_pairs
 
@@ -33,10 +32,6 @@ DRAWS = 2000
 GENERATED_SEED = 5_500_000
 FIGURES = ("yes_no", "false_alarms", "buildings_exact", "buildings_mae", "grid_f1", "cells_exact", "pixel_f1")
 Change = Callable[[Image.Image], Image.Image]
-
-
-def facts_of(masks: Sequence[np.ndarray]) -> list[Facts]:
-    return [read_facts(mask, Thresholds.for_size(len(mask))) for mask in masks]
 
 
 def measure(model: Any, processor: Any, cells: Cells, intervals: bool = False) -> dict[str, Any]:
@@ -49,7 +44,7 @@ def measure(model: Any, processor: Any, cells: Cells, intervals: bool = False) -
     if model.config.mask_classes:
         masks = look(model, processor, cells)
         seen = facts_of(masks)
-        results["masks"] = {**score(seen, truth), "pixel_f1": pixel_f1(masks, cells.masks)}
+        results["masks"] = score_masks(masks, cells)
         known = [(one, other) for one, other in zip(said, seen, strict=True) if one is not None]
         results["agreement"] = {
             "buildings": float(np.mean([one.buildings == other.buildings for one, other in known])),

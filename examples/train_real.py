@@ -40,12 +40,14 @@ from train_tiny import (
     Language,
     MuonAndAdamW,
     Speak,
+    dihedral,
     make_generation_config,
     make_qformer_config,
     make_text_config,
     make_tokenizer,
     make_turn,
     save,
+    turn_facts,
 )
 from transformers import set_seed
 
@@ -171,27 +173,14 @@ class Pairs(Drawn):
         shares = np.array([SOURCES[name] for name in self.sources])
         source = self.sources[rng.choice(list(self.sources), p=shares / shares.sum())]
         images, mask, facts = source.crop(rng)
-        images, mask, facts = _turn(images, mask, facts, int(rng.integers(8)))
-        facts = facts or read_facts(mask, THRESHOLDS)
+        turn = int(rng.integers(8))
+        images, mask = dihedral(images, turn, axes=(1, 2)), dihedral(mask, turn, axes=(0, 1))
+        facts = turn_facts(facts, turn) if facts else read_facts(mask, THRESHOLDS)
         images = [_photograph(image, rng) for image in images]
         if rng.random() < SWAPPED:
             images = images[::-1]
-            facts = Facts(**{**vars(facts), "removed": facts.changed})
+            facts = replace(facts, removed=facts.changed)
         return {"images": np.stack(images), "mask": mask, "facts": facts}
-
-
-def _turn(
-    images: np.ndarray, mask: np.ndarray, facts: Facts | None, turn: int
-) -> tuple[np.ndarray, np.ndarray, Facts | None]:
-    def turned(array: np.ndarray, axes: tuple[int, int]) -> np.ndarray:
-        array = np.rot90(array, turn % 4, axes)
-        return np.flip(array, axes[1]) if turn >= 4 else array
-
-    if facts is not None:
-        cells = np.stack([facts.road_cells, facts.building_cells, facts.buildings_by_cell], -1).reshape(3, 3, 3)
-        roads, buildings, by_cell = turned(cells, (0, 1)).reshape(9, 3).T
-        facts = Facts(facts.roads, facts.buildings, roads.astype(bool), buildings.astype(bool), by_cell)
-    return turned(images, (1, 2)), turned(mask, (0, 1)), facts
 
 
 def _photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -470,7 +459,11 @@ class Cells:
 
     @property
     def facts(self) -> list[Facts]:
-        return [read_facts(mask, Thresholds.for_size(len(mask))) for mask in self.masks]
+        return facts_of(self.masks)
+
+
+def facts_of(masks: Sequence[np.ndarray]) -> list[Facts]:
+    return [read_facts(mask, Thresholds.for_size(len(mask))) for mask in masks]
 
 
 NOTHING = read_facts(np.zeros((9, 9), np.uint8))
@@ -502,6 +495,11 @@ def pixel_f1(found: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
     return float(2 * common / max(1, both))
 
 
+def score_masks(found: Sequence[np.ndarray], cells: Cells) -> dict[str, float]:
+    """Of masks: their pixels, and what the rules read off them."""
+    return {**score(facts_of(found), cells.facts), "pixel_f1": pixel_f1(found, cells.masks)}
+
+
 def look(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, cells: Cells) -> list[np.ndarray]:
     """The model's masks, at the size of the images."""
     return [predict_mask(model, processor, *pair) for pair in cells.pairs]
@@ -531,9 +529,7 @@ def validate(
     model.eval()
     if name in ("eyes", "speak"):
         cells = Cells.read(data, "val_cells", "val_cells_b")
-        masks = look(model, processor, cells)
-        of_masks = score([read_facts(mask, Thresholds.for_size(len(mask))) for mask in masks], cells.facts)
-        figures = {"masks": {"pixel_f1": pixel_f1(masks, cells.masks), **of_masks}}
+        figures = {"masks": score_masks(look(model, processor, cells), cells)}
         if name == "speak":
             figures["words"] = score(listen(model, processor, cells), cells.facts)
         return figures

@@ -92,9 +92,9 @@ class Scenes(Dataset):
     def __getitem__(self, index: int) -> dict:
         turn = int(torch.randint(8, ()))
         return {
-            "images": _dihedral(self.images[index], turn, axes=(1, 2)),
-            "dense": _dihedral(self.dense[index], turn, axes=(0, 1)),
-            "facts": _turn_facts(self.facts[index], turn),
+            "images": dihedral(self.images[index], turn, axes=(1, 2)),
+            "dense": dihedral(self.dense[index], turn, axes=(0, 1)),
+            "facts": turn_facts(self.facts[index], turn),
         }
 
 
@@ -126,14 +126,14 @@ def _generate(seed: int) -> tuple[np.ndarray, np.ndarray, Facts]:
     return np.stack([scene.before, scene.after]), dense, read_facts(scene.mask, THRESHOLDS)
 
 
-def _dihedral(array: np.ndarray, turn: int, axes: tuple[int, int]) -> np.ndarray:
+def dihedral(array: np.ndarray, turn: int, axes: tuple[int, int]) -> np.ndarray:
     array = np.rot90(array, turn % 4, axes)
     return np.flip(array, axes[1]) if turn >= 4 else array
 
 
-def _turn_facts(facts: Facts, turn: int) -> Facts:
+def turn_facts(facts: Facts, turn: int) -> Facts:
     cells = np.stack([facts.road_cells, facts.building_cells, facts.buildings_by_cell], -1).reshape(3, 3, 3)
-    roads, buildings, by_cell = _dihedral(cells, turn, axes=(0, 1)).reshape(9, 3).T
+    roads, buildings, by_cell = dihedral(cells, turn, axes=(0, 1)).reshape(9, 3).T
     return Facts(facts.roads, facts.buildings, roads.astype(bool), buildings.astype(bool), by_cell)
 
 

@@ -8,15 +8,13 @@ from PIL import Image
 from scipy import ndimage
 
 from ..processing.reading import READING_ERRORS, image_size, read_image
-from .rules import BUILDING, ROAD, THREE_BY_THREE, load_mask
-
-VALUES = {"road": ROAD, "building": BUILDING}  # of `mask_classes`, in a mask
+from .rules import CLASSES, THREE_BY_THREE, load_mask
 
 
 def check_classes(classes: Sequence[str]) -> None:
     """Raises `ValueError` for a class that masks do not have."""
-    if not set(classes) <= VALUES.keys():
-        raise ValueError(f"Masks have the classes {', '.join(VALUES)}, but the model's are {', '.join(classes)}.")
+    if not set(classes) <= CLASSES.keys():
+        raise ValueError(f"Masks have the classes {', '.join(CLASSES)}, but the model's are {', '.join(classes)}.")
 
 
 def read_mask(row: Mapping[str, Any]) -> np.ndarray | None:
@@ -71,7 +69,7 @@ def class_maps(mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         ValueError: for a class that masks do not have.
     """
     check_classes(classes)
-    return np.stack([mask == VALUES[name] for name in classes]).astype(np.float32)
+    return np.stack([mask == CLASSES[name] for name in classes]).astype(np.float32)
 
 
 def centre_maps(maps: np.ndarray, spread: float = 2.0) -> np.ndarray:
@@ -102,8 +100,8 @@ def class_values(classes: Sequence[str]) -> dict[str, int]:
     Raises:
         ValueError: if there are more than a pixel of 8 bits can tell apart.
     """
-    if set(classes) <= VALUES.keys():
-        return {name: VALUES[name] for name in classes}
+    if set(classes) <= CLASSES.keys():
+        return {name: CLASSES[name] for name in classes}
     if len(classes) > 255:
         raise ValueError(f"A mask of 8 bits tells 255 classes apart, but the model has {len(classes)}.")
     return {name: number for number, name in enumerate(classes, start=1)}

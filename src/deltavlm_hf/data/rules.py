@@ -18,7 +18,7 @@ from ..processing.reading import READING_ERRORS, read_image
 ROAD, BUILDING = 128, 255
 CELLS = tuple(f"{row}-{column}" for row in ("top", "center", "bottom") for column in ("left", "center", "right"))
 
-_CLASSES = {"road": ROAD, "building": BUILDING}
+CLASSES = {"road": ROAD, "building": BUILDING}
 THREE_BY_THREE = np.ones((3, 3), bool)  # neighbours of a component: diagonal ones too
 _FAINTEST = 64  # half-way from 0 to a road
 _MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
@@ -165,7 +165,7 @@ def find_objects(mask: np.ndarray, thresholds: Thresholds = LEVIR) -> list[Chang
     """
     height, width = mask.shape
     objects = []
-    for kind, value in _CLASSES.items():
+    for kind, value in CLASSES.items():
         labels, count = ndimage.label(mask == value, THREE_BY_THREE)
         areas = np.bincount(labels.ravel(), minlength=count + 1)
         centres = ndimage.center_of_mass(labels > 0, labels, range(1, count + 1))

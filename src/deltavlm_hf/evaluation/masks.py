@@ -13,10 +13,10 @@ import numpy as np
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from ..data.masks import VALUES, class_values, read_mask
+from ..data.masks import class_values, read_mask
 from ..data.questions import format_count, format_grid, parse_count, parse_grid, parse_yes_no
 from ..data.rows import undecoded
-from ..data.rules import Facts, Thresholds, read_facts
+from ..data.rules import CLASSES, Facts, Thresholds, read_facts
 from ..inference import predict_mask
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
@@ -70,7 +70,7 @@ def see_masks(
         [`SeenMasks`] of all processes; None for a model without masks, or with others than of roads and buildings.
     """
     classes = model.config.mask_classes
-    if not classes or not set(classes) <= VALUES.keys():
+    if not classes or not set(classes) <= CLASSES.keys():
         return None
     state = process_state()
     rows = undecoded(rows.with_format(None))

@@ -25,6 +25,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 from ..modeling import DeltaVLMConfig
 from ..modeling.bounds import check_file, check_sizes
 from ..modeling.efficientnet_lite import EfficientNetLiteConfig
+from ..modeling.vision_backbone import feature_map_shapes
 from .sources import Origin, Source, named
 
 _PIXELS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
@@ -209,15 +210,14 @@ def _choose_layers(config: PreTrainedConfig, size: int) -> list[int]:
 
 
 def _map_sides(config: PreTrainedConfig, size: int) -> list[int]:
-    """Of each feature map its rows, by a run that computes shapes alone."""
-    with torch.device("meta"):
-        maps = AutoBackbone.from_config(config).eval()(torch.zeros(1, 3, size, size)).feature_maps
-    if any(each.ndim != 4 for each in maps):
+    """Of each feature map its rows."""
+    shapes = feature_map_shapes(config, size)
+    if any(len(shape) != 3 for shape in shapes):
         raise ValueError(
             f"The {config.model_type!r} backbone gives tokens, not feature maps: set `reshape_hidden_states` in its "
             "configuration."
         )
-    return [each.shape[-2] for each in maps]
+    return [shape[-2] for shape in shapes]
 
 
 def _shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:

@@ -37,7 +37,6 @@ class MaskDecoder(nn.Module):
         super().__init__()
         width = config.mask_hidden_size
         self.num_prefix_tokens = config.num_prefix_tokens
-        self.num_classes = len(config.mask_classes)
         self.project = MaskConvolution(2 * config.vision_width, width, kernel_size=1)
         self.blocks = nn.ModuleList([_block(width)])
         self.enlarge, self.skips = nn.ModuleList(), nn.ModuleList()
@@ -46,7 +45,8 @@ class MaskDecoder(nn.Module):
             width //= 2
             self.skips.append(MaskConvolution(2 * number, width, kernel_size=1))
             self.blocks.append(_block(width))
-        self.classify = MaskConvolution(width, self.num_classes * (2 if config.mask_evidence else 1), kernel_size=1)
+        outputs = len(config.mask_classes) * (2 if config.mask_evidence else 1)
+        self.classify = MaskConvolution(width, outputs, kernel_size=1)
         if config.mask_evidence:
             self.embed = nn.Linear(4 * self.classify.out_channels, config.vision_width)
 

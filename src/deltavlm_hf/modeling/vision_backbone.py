@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoBackbone, InstructBlipVisionModel, PreTrainedModel
+from transformers import AutoBackbone, InstructBlipVisionModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import ModelOutput
 
@@ -121,6 +121,13 @@ def make_vision_model(config: DeltaVLMConfig) -> Any:
     vision_model = InstructBlipVisionModel._from_config(config.vision_config)
     vision_model.post_layernorm.eps = config.post_layernorm_eps
     return vision_model
+
+
+def feature_map_shapes(vision_config: PreTrainedConfig, size: int) -> list[torch.Size]:
+    """Of each feature map of one image of `size` x `size` pixels, by a run that computes shapes alone."""
+    with torch.device("meta"):
+        maps = AutoBackbone.from_config(vision_config).eval()(torch.zeros(1, 3, size, size)).feature_maps
+    return [feature_map.shape[1:] for feature_map in maps]
 
 
 def resize(states: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

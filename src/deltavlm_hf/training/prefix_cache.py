@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..data.rows import undecoded
 from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration
+from ..modeling.vision_backbone import feature_map_shapes
 from ..processing import DeltaVLMProcessor
 from ..processing.reading import open_file, read_image
 from .freezing import vision_layers
@@ -83,16 +84,9 @@ def _go_on(
     return args, kwargs
 
 
-@torch.no_grad()
 def _map_sizes(model: DeltaVLMForConditionalGeneration) -> list[torch.Size]:
     """Of a backbone's feature maps, (C, h, w) each."""
-    query_tokens, size = model.query_tokens, model.config.image_size
-    image = torch.zeros(1, 3, size, size, dtype=query_tokens.dtype, device=query_tokens.device)
-    backbone = model.vision_model.backbone
-    was_training = backbone.training
-    feature_maps = backbone.eval()(image).feature_maps  # statistics of batches are not to be touched
-    backbone.train(was_training)
-    return [feature_map.shape[1:] for feature_map in feature_maps]
+    return feature_map_shapes(model.config.vision_config, model.config.image_size)
 
 
 class PrefixCache:
