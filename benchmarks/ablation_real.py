@@ -26,7 +26,7 @@ from train_real import STAGES, Cells, listen, look, score, score_masks
 
 from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration
 
-EYES_STEPS, ALIGN_STEPS, SPEAK_STEPS = 400, 400, 150
+EYES_STEPS, ALIGN_STEPS, SPEAK_STEPS = 300, 300, 120
 FIGURES = ("pixel_f1", "yes_no", "buildings_exact", "buildings_mae", "grid_f1", "cells_exact")
 
 

@@ -1,12 +1,12 @@
 """
 How well a model answers about real pairs: the tables of docs/real.md.
 
-    python benchmarks/real_pairs.py --data DATA --output docs/benchmarks
+    python benchmarks/real_pairs.py --data DATA --more FOLDER --output docs/benchmarks
 
 DATA holds pairs as `examples/train_real.py` reads them: `val_cells`, `val_cells_b` (256 px at 0.5 m), `val_tiles_1m`
-(512 px at 1 m) and `xian_cells`, each with `A`, `B` and `label`. Truth is what the rules read off the masks there. A
-model is asked in words (yes or no, counts, cells); where it makes masks, the same is read off those. Intervals (95 %)
-are of 2,000 draws of whole tiles.
+(512 px at 1 m) and `xian_cells`, each with `A`, `B` and `label`; so has every FOLDER, whose pairs are put together.
+Truth is what the rules read off the masks there. A model is asked in words (yes or no, counts, cells); where it makes
+masks, the same is read off those. Intervals (95 %) are of 2,000 draws of whole tiles.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from train_real import Cells, facts_of, listen, look, pixel_f1, score, score_masks
+from train_real import Cells, RealPairs, facts_of, listen, look, pixel_f1, score, score_masks
 
 from deltavlm_hf.data.questions import INSTRUCTIONS
 from deltavlm_hf.data.scenes import generate_scene
@@ -90,6 +90,17 @@ def cut(tiles: Cells, side: int) -> Cells:
                 cells.pairs.append((before, after))
                 cells.masks.append(mask[top : top + side, left : left + side])
                 cells.tiles.append(tile)
+    return cells
+
+
+def read_more(folders: Sequence[Path]) -> Cells:
+    """All pairs of some folders."""
+    cells = Cells([], [], [])
+    for folder in folders:
+        pairs = RealPairs(folder, halve=False)
+        cells.pairs += [(Image.fromarray(before), Image.fromarray(after)) for before, after in pairs.images]
+        cells.masks += pairs.masks
+        cells.tiles += pairs.names
     return cells
 
 
@@ -183,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id")
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--more", type=Path, nargs="*", default=[], help="folders with other pairs")
     parser.add_argument("--output", type=Path, required=True, help="the folder for real.json and real.md")
     parser.add_argument("--generated", type=int, default=500, help="generated pairs")
     args = parser.parse_args()
@@ -197,6 +209,8 @@ def main() -> None:
         "Generated": measure(model, processor, generated(args.generated)),
         "The first date against itself": measure(model, processor, same),
     }
+    if args.more:
+        sets["Other pairs"] = measure(model, processor, read_more(args.more))
     disturbed = {
         name: score(listen(model, processor, changed_after(cells, change)), cells.facts)
         for name, change in DISTURBANCES.items()

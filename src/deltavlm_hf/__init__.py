@@ -26,12 +26,21 @@ _MODULES = {
     "replacing": "files",
 }
 
-__all__ = [*_MODULES, "tiny"]
+__all__ = [*_MODULES, "small", "tiny"]
+
+
+def small() -> str:
+    """
+    The folder of the model for real imagery that ships with the package, for `from_pretrained`: it answers, and makes
+    masks, about buildings in aerial images of 0.5 to 1 m per pixel like those of LEVIR-CD, which it learnt from. Its
+    weights are for academic use: see README.md and LICENSE.md there, and docs/real.md for how well it does.
+    """
+    return str(Path(__file__).parent / "small_model")
 
 
 def tiny() -> str:
     """
-    The folder of the small model that ships with the package, for `from_pretrained`. It knows only scenes of
+    The folder of the model for tests that ships with the package, for `from_pretrained`. It knows only scenes of
     [`deltavlm_hf.data.scenes`]; its purpose is to try the package out.
     """
     return str(Path(__file__).parent / "tiny_model")

@@ -54,13 +54,15 @@ MAX_SECONDS = 120  # for one answer
 SHOWN = 640  # longest side of the pictures that are sent back
 EXAMPLE_SEEDS = (18, 7, 3, 12)
 _CSS = ".narrow button { min-width: 5rem } .evidence img { image-rendering: auto }"
-_NOTE = (
-    "**Attention is where the model looks, not proof of what its answer rests on.** Answers can be wrong; those of "
-    "the small model that ships with the package mean nothing on real imagery."
-)
+_NOTE = "**Attention is where the model looks, not proof of what its answer rests on.** Answers can be wrong."
 
 
-def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, title: str = "DeltaVLM") -> gr.Blocks:
+def build(
+    model: DeltaVLMForConditionalGeneration,
+    processor: DeltaVLMProcessor,
+    title: str = "DeltaVLM",
+    note: str | None = None,
+) -> gr.Blocks:
     """
     Makes the page. One per process, for it has gradio keep all files in a folder of its own.
 
@@ -68,6 +70,7 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
         model ([`DeltaVLMForConditionalGeneration`]): on any device.
         processor ([`DeltaVLMProcessor`]): the model's.
         title (`str`, *optional*): what stands above.
+        note (`str`, *optional*): what visitors should know of this model, in Markdown.
 
     Returns:
         `gradio.Blocks`: for [`launch`].
@@ -92,7 +95,7 @@ def build(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor,
             send = gr.Button("Send", variant="primary", scale=1)
             stop = gr.Button("Stop", variant="stop", scale=1)
         evidence = gr.Gallery(label="Evidence", columns=2, elem_id="evidence", elem_classes="evidence")
-        gr.Markdown(_NOTE)
+        gr.Markdown(f"{_NOTE} {note[0].upper()}{note[1:]}" if note else _NOTE)
 
         # Whatever costs computing goes through one queue, one at a time. Nothing here may have `queue=False` or
         # `cancels=`: the former can be called past the queue, the latter leaves its work running beside the next.

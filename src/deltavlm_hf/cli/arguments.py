@@ -26,7 +26,12 @@ def add_pair(command: argparse.ArgumentParser) -> None:
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", help="folder or Hub id (default: the small model inside the package)")
+    command.add_argument(
+        "--model",
+        default="small",
+        help="folder or Hub id; inside the package are `small` (the default, for real imagery) and `tiny` (for "
+        "generated scenes)",
+    )
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     command.add_argument("--max-new-tokens", type=positive_integer, metavar="N", help="default: the model's own")
 
@@ -44,11 +49,14 @@ def hide_progress_bars() -> None:
 
 
 def load(args: argparse.Namespace):
-    """The model and processor of [`add_model`]'s arguments."""
-    from ..inference.loading import load_model
+    """The model and processor of [`add_model`]'s arguments; of one inside the package it is said what it knows."""
+    from ..inference.loading import NOTES, load_model
 
     hide_progress_bars()
-    return load_model(args.model, args.device)
+    loaded = load_model(args.model, args.device)
+    if args.model in NOTES:
+        print(f"deltavlm: {NOTES[args.model]}", file=sys.stderr)
+    return loaded
 
 
 def open_session(args: argparse.Namespace):

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     answer = session.ask(args.question, **generate_kwargs(args))
     if args.json:
         said = {"before": args.before, "after": args.after, "question": args.question, "answer": answer}
-        said |= {"model": args.model or "tiny"} | ({"mask": str(args.mask)} if args.mask else {})
+        said |= {"model": args.model} | ({"mask": str(args.mask)} if args.mask else {})
         print(json.dumps(said, ensure_ascii=False))
     else:
         print(answer)

@@ -22,8 +22,14 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load(args)
     if args.web:
         from ..app.page import build, launch
+        from ..inference.loading import NOTES
 
-        launch(build(model, processor), server_name=args.host, server_port=args.port, share=args.share)
+        launch(
+            build(model, processor, note=NOTES.get(args.model)),
+            server_name=args.host,
+            server_port=args.port,
+            share=args.share,
+        )
         return 0
     from ..app.picture import ask_and_draw
 

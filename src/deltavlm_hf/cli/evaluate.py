@@ -19,7 +19,7 @@ def add(subparsers) -> None:
         "processes.",
     )
     add_argument = command.add_argument
-    add_argument("model", metavar="MODEL", help="folder or Hub id, `tiny`, or the name of a baseline")
+    add_argument("model", metavar="MODEL", help="folder or Hub id, `small`, `tiny`, or the name of a baseline")
     add_argument("data", metavar="DATA", nargs="?", help="folder, file or Hub id (default: generated scenes)")
     add_argument("--images", type=Path, metavar="DIR", help="default: `images` in or beside DATA")
     add_argument("--split", default="test", help="default: %(default)s")

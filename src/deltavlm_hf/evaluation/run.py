@@ -28,7 +28,7 @@ class EvaluationRun:
     What to ask of whom.
 
     Args:
-        model (`str`): folder or Hub id, `tiny`, or the name of a baseline.
+        model (`str`): folder or Hub id, `small`, `tiny`, or the name of a baseline.
         data (`str`, *optional*): folder, file or Hub id, see [`load_changechat`]; without any, scenes are generated.
         images (`str` or `Path`, *optional*): the folder of images, see [`load_changechat`].
         split (`str`, *optional*, defaults to `"test"`): of `data`.

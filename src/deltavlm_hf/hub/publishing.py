@@ -14,7 +14,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .. import tiny
+from ..inference.loading import SHIPPED
 from ..modeling import DeltaVLMConfig
 from ..modeling.weight_sources import check_index, check_inside
 from ..training import SETTINGS_FILE
@@ -94,8 +94,7 @@ class Publication:
         self.base_models = list(dict.fromkeys([*(source["name_or_path"] for source in sources), *base_models]))
         self.license = license
         called = {self.folder.name, repo_id.rpartition("/")[2]}
-        if self.folder.resolve() == Path(tiny()).resolve():
-            called.add("tiny")
+        called |= {name for name, place in SHIPPED.items() if self.folder.resolve() == Path(place()).resolve()}
         self.report = read_report(Path(report), called) if report else None
         code = self._code()
         self._refuse([name for name in names if name in code])

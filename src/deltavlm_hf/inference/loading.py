@@ -6,25 +6,33 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils.hub import resolve_revision
 
-from .. import tiny
+from .. import small, tiny
 from ..auto_classes import MODEL_TYPE
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 
+# The models inside the package, and what is to be known where they answer.
+SHIPPED = {"small": small, "tiny": tiny}
+NOTES = {
+    "small": "the small model inside the package learnt buildings from aerial images of one region (LEVIR-CD: Texas, "
+    "0.5 to 1 m per pixel; academic use only) and roads from drawings alone: elsewhere its answers can be far off.",
+    "tiny": "the tiny model inside the package knows only drawings: about real imagery its answers mean nothing.",
+}
 
-def find_source(name: str | None) -> str:
-    """What `from_pretrained` takes for a model's name: of `tiny`, and of None, the small model inside the package."""
-    return tiny() if name in (None, "tiny") else str(name)
+
+def find_source(name: str) -> str:
+    """What `from_pretrained` takes for a model's name: for `small` and `tiny` the folders inside the package."""
+    return SHIPPED[name]() if name in SHIPPED else str(name)
 
 
 def load_model(
-    name: str | None = None, device: str = "auto", dtype: str = "auto", quantization_config: Any = None
+    name: str = "small", device: str = "auto", dtype: str = "auto", quantization_config: Any = None
 ) -> tuple[DeltaVLMForConditionalGeneration, DeltaVLMProcessor]:
     """
     Loads a model and its processor, both of one commit.
 
     Args:
-        name (`str`, *optional*): a folder or Hub id, or `tiny`, which is the default.
+        name (`str`, *optional*, defaults to `"small"`): a folder or Hub id, or one of [`SHIPPED`].
         device (`str`, *optional*, defaults to `"auto"`): `cpu`, `cuda`, `cuda:1`, ...
         dtype (`str`, *optional*, defaults to `"auto"`): the precision, by default as saved.
         quantization_config (*optional*): such as [`four_bit_config`]'s.
