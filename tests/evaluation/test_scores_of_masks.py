@@ -47,16 +47,16 @@ def perfect(texts) -> SeenMasks:
     """What a model sees whose masks are right."""
     masks = [generate_scene(SEED + number).mask for number in range(8)]
     facts = [read_facts(mask, Thresholds.for_size(96)) for mask in masks]
-    confusion = sum(count_pixels(mask, mask, CLASSES) for mask in masks)
-    return SeenMasks(CLASSES, {i: facts[i // 6] for i in range(48)}, confusion, pairs=8, unreadable=0)
+    confusions = np.stack([count_pixels(mask, mask, CLASSES) for mask in masks])
+    return SeenMasks(CLASSES, {i: facts[i // 6] for i in range(48)}, confusions, unreadable=0)
 
 
 def test_pixels_by_hand():
     truth = np.array([[0, 0, 0, 255], [128, 128, 255, 255]], np.uint8)
     found = np.array([[0, 128, 0, 255], [128, 0, 128, 255]], np.uint8)
-    confusion = count_pixels(found, truth, CLASSES) + count_pixels(truth, truth, CLASSES)
-    assert confusion.tolist() == [[5, 1, 0], [1, 3, 0], [0, 1, 5]]
-    figures = score_pixels(confusion, CLASSES)
+    confusions = np.stack([count_pixels(found, truth, CLASSES), count_pixels(truth, truth, CLASSES)])
+    assert confusions.sum(0).tolist() == [[5, 1, 0], [1, 3, 0], [0, 1, 5]]
+    figures = score_pixels(confusions, CLASSES)
     road = {"precision": 3 / 5, "recall": 3 / 4, "f1": 6 / 9, "iou": 3 / 6, "pixels": 4}
     building = {"precision": 1.0, "recall": 5 / 6, "f1": 10 / 11, "iou": 5 / 6, "pixels": 6}
     assert figures["classes"] == {"road": pytest.approx(road), "building": pytest.approx(building)}
@@ -72,15 +72,28 @@ def test_a_class_that_the_data_never_mark():
     """As roads in LEVIR-CD: false alarms are counted, but means over classes are those of the others."""
     truth, found = np.zeros((2, 4), np.uint8), np.zeros((2, 4), np.uint8)
     truth[0], found[0], found[1, 0] = 255, 255, 128
-    figures = score_pixels(count_pixels(found, truth, CLASSES), CLASSES)
+    figures = score_pixels(count_pixels(found, truth, CLASSES)[None], CLASSES)
     road = {"precision": 0.0, "recall": None, "f1": 0.0, "iou": 0.0, "pixels": 0}
     assert figures["classes"]["road"] == road and figures["classes"]["building"]["f1"] == 1
     assert figures["miou_of_classes"] == 1 and figures["miou"] == pytest.approx((1 + 3 / 4) / 2)
     assert figures["accuracy"] == 7 / 8
     (table,) = (each for each in make_tables({"x": {"masks": figures}}) if each.title == "Masks, pixels of class road")
     assert table.notes == ["The data mark no pixel of this class: all that was found of it is a false alarm."]
-    alone = score_pixels(count_pixels(truth, truth, ["road"]), ["road"])  # a model that knows no buildings
+    alone = score_pixels(count_pixels(truth, truth, ["road"])[None], ["road"])  # a model that knows no buildings
     assert alone["accuracy"] == 1 and alone["all"]["f1"] is None and alone["miou_of_classes"] is None
+
+
+def test_intervals_are_over_pairs():
+    """Two kinds of pairs: what is drawn lies between all of the one and all of the other."""
+    truth = np.full((2, 4), 255, np.uint8)
+    half = np.where(np.arange(4) < 2, truth, np.uint8(0))
+    right, wrong = (count_pixels(found, truth, CLASSES) for found in (truth, half))
+    figures = score_pixels(np.stack([right] * 20 + [wrong] * 20), CLASSES, intervals=True)
+    low, high = figures["classes"]["building"]["intervals"]["iou"]
+    assert figures["all"]["iou"] == 0.75 and 0.5 < low < 0.74 and 0.76 < high < 1
+    assert figures["all"]["intervals"]["iou"] == (low, high) and "intervals" not in figures["classes"]["road"]
+    alike = score_pixels(np.stack([wrong] * 40), CLASSES, intervals=True)
+    assert alike["all"]["intervals"]["f1"] == pytest.approx((2 / 3, 2 / 3))
 
 
 def test_right_masks_answer_right(texts, perfect):
@@ -89,7 +102,7 @@ def test_right_masks_answer_right(texts, perfect):
     assert set(results) == {"binary", "count", "grid"} and results["binary"]["accuracy"] == 1
     for kind in ("roads", "buildings"):
         assert results["count"][kind]["exact"] == results["grid"][kind]["f1"] == 1
-    broken = SeenMasks(CLASSES, {**perfect.facts, **dict.fromkeys(range(6), "OSError: x")}, perfect.confusion, 7, 1)
+    broken = SeenMasks(CLASSES, {**perfect.facts, **dict.fromkeys(range(6), "OSError: x")}, perfect.confusions[:7], 1)
     results, _ = evaluate_predictions(*answers_of_masks(texts, broken))
     assert results["binary"]["failed"] == 1 and results["count"]["roads"]["exact"] == 7 / 8
 
@@ -110,9 +123,9 @@ def test_agreement_is_of_words_and_masks_not_of_either_and_truth(texts, perfect)
     assert found["grid"] == {"samples": 8, "roads": 7 / 8, "buildings": 1, "all": 7 / 8}
     assert found["binary"]["all"] == 7 / 8
     perfect_facts = {**perfect.facts, **dict.fromkeys(number.values(), other)}  # wrong masks that agree
-    found = score_agreement(texts, words, SeenMasks(CLASSES, perfect_facts, perfect.confusion, 8, 0))
+    found = score_agreement(texts, words, SeenMasks(CLASSES, perfect_facts, perfect.confusions, 0))
     assert found["count"]["all"] == found["grid"]["all"] == 1
-    only = SeenMasks(["road"], perfect.facts, perfect.confusion, 8, 0)
+    only = SeenMasks(["road"], perfect.facts, perfect.confusions, 0)
     assert score_agreement(texts, words, only)["count"] == {"samples": 8, "roads": 1, "all": 1}
     captions = texts.filter(lambda task: task == "caption", input_columns="task")
     assert score_agreement(captions, words[:8], perfect) == {}
@@ -124,8 +137,8 @@ def test_masks_are_seen_at_their_own_size(make_mask_model, rows, backbone):
     seen = see_masks(model, processor, rows)
     predicted = {i: predict_mask(model, processor, rows[i]["before"], rows[i]["after"]) for i in range(0, 48, 6)}
     expected = sum(count_pixels(mask, read_mask(rows[i]), CLASSES) for i, mask in predicted.items())
-    assert (seen.confusion == expected).all() and (seen.pairs, seen.unreadable) == (8, 0)
-    assert seen.confusion.sum() == 8 * 96 * 96
+    assert (seen.confusions.sum(0) == expected).all() and (len(seen.confusions), seen.unreadable) == (8, 0)
+    assert (seen.confusions.sum((1, 2)) == 96 * 96).all()
     for index, facts in seen.facts.items():
         read = read_facts(predicted[index - index % 6], Thresholds.for_size(96))
         assert format_count(facts) == format_count(read) and format_grid(facts) == format_grid(read)
@@ -142,7 +155,7 @@ def test_pairs_without_a_mask_and_broken_ones(make_mask_model, rows, caplog):
     changed = rows.map(without, with_indices=True)
     with caplog.at_level(logging.WARNING):
         seen = see_masks(model, processor, changed)
-    assert (seen.pairs, seen.unreadable) == (5, 2)
+    assert (len(seen.confusions), seen.unreadable) == (5, 2)
     assert "its mask cannot be used" in caplog.text
     assert [isinstance(seen.facts[6 * pair], str) for pair in range(4)] == [False, False, True, False]
 
@@ -169,7 +182,7 @@ def test_masks_that_are_learnt_score(make_mask_model):
             optimizer.zero_grad()
             model(**inputs).loss.backward()
             optimizer.step()
-        figures = score_pixels(see_masks(model.eval(), processor, rows).confusion, CLASSES)
+        figures = score_pixels(see_masks(model.eval(), processor, rows).confusions, CLASSES)
         found.append(figures["classes"]["building"]["f1"])
     assert found[0] < 0.2 and found[1] > 0.5
 
@@ -191,6 +204,8 @@ def test_the_report_has_words_and_masks_side_by_side(report, mask_model_folder):
     assert list(saved["systems"]) == [name, f"{name}, read off its masks"]
     own, read = saved["systems"].values()
     assert set(own) == {"binary", "count", "grid", "agreement", "masks"} and set(read) == {"binary", "count", "grid"}
+    low, high = own["masks"]["all"]["intervals"]["f1"]
+    assert 0 <= low <= own["masks"]["all"]["f1"] <= high <= 1 and "masks all f1" in markdown
     assert own["masks"]["samples"] == 4 and own["agreement"]["count"]["samples"] == 4
     for text in (markdown, page):
         for title in (

@@ -451,6 +451,18 @@ class TestCard:
         assert (f"on {data}, its first 3000 records;" in card.text) == (limit is not None)
         assert "questions: as in training, q: ..." in card.text and "GPT-4o" not in card.text
 
+    def test_figures_of_masks(self, tmp_path):
+        report = json.loads(REPORT.read_text())
+        report["systems"]["tiny"] |= {
+            "masks": {"classes": {"road": {"f1": None}, "building": {"f1": 0.81234}}, "miou": 0.7},
+            "agreement": {"count": {"all": 0.9}},
+        }
+        (tmp_path / "report.json").write_text(json.dumps(report))
+        text = Publication(deltavlm_hf.tiny(), REPO, tmp_path / "report.json").card.text
+        for row in ("pixel F1, buildings | 0.8123", "mIoU with unchanged pixels | 0.7", "agree, counts | 0.9"):
+            assert f"{row} |" in text
+        assert "pixel F1, roads" not in text
+
     def test_encoder_and_masks_are_named(self, tmp_path):
         folder = Path(shutil.copytree(deltavlm_hf.tiny(), tmp_path / "model"))
         assert "- vision encoder: InstructBLIP's ViT, 5 blocks, 96 pixels" in Publication(folder, REPO).card.text

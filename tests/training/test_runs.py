@@ -381,8 +381,21 @@ def train_masks(folder: Path, model: Path, training: dict | None = None, **confi
 
 
 def test_a_model_with_masks_learns_them(mask_vit, tmp_path):
-    changes = train_masks(tmp_path, mask_vit, augmentation={"turns": True, "crop": 0.1})
+    validating = {
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": 2,
+        "metric_for_best_model": "masks_f1",
+    }
+    data = {"pairs": 8, "validation_pairs": 2, "tasks": ["binary"]}
+    changes = train_masks(
+        tmp_path, mask_vit, validating, data=data, validate_answers=2, augmentation={"turns": True, "crop": 0.1}
+    )
     assert all(change.any() for change in changes.values())
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
+    (figures,) = (entry for entry in state["log_history"] if "eval_masks_f1" in entry)
+    assert state["best_metric"] == figures["eval_masks_f1"] and 0 <= figures["eval_masks_f1"] <= 1
+    assert {"eval_masks_iou", "eval_masks_miou", "eval_binary_accuracy"} <= figures.keys()
 
 
 def test_a_frozen_mask_decoder_stays_as_it_is(mask_vit, tmp_path):
@@ -412,6 +425,12 @@ def test_data_without_masks_teach_text_alone(mask_vit, tmp_path):
         (tmp_path / "data" / f"changechat_105k_{split}.json").write_text(json.dumps(items))
     changes = train_masks(tmp_path, mask_vit, data={"source": str(tmp_path / "data")})
     assert not any(change.any() for change in changes.values())
+
+
+def test_masks_that_are_not_learnt_choose_no_model(tmp_path, capsys):
+    settings = {"metric_for_best_model": "masks_f1"}
+    assert main(["train", str(write_config(tmp_path, settings, validate_answers=2))]) == 1
+    assert "'masks_f1', and this run learns no masks: it takes a model with `mask_classes`" in capsys.readouterr().err
 
 
 def test_masks_are_not_made_of_cached_states(mask_vit, tmp_path, capsys):

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from ..processing import DeltaVLMProcessor
 from .answering import ModelAnswerer, predict, process_state
 from .captions import Protocol
+from .masks import score_pixels, see_masks
 from .score import evaluate_predictions
 
 FIGURES = {
@@ -20,13 +21,15 @@ FIGURES = {
     "open": ("exact", "all ROUGE-L", "all CIDEr"),
     "dialogue": ("turns", "whole"),
 }
+MASK_FIGURES = {"masks": ("all f1", "all iou", "miou")}
 
 
 class AnswerMetrics(TrainerCallback):
     """
     Adds what [`evaluate_predictions`] says of generated answers to the metrics of every evaluation, such as
     `eval_binary_accuracy`, `eval_grid_roads_f1` or `eval_caption_CIDEr`: for logs and `metric_for_best_model`. The
-    answers are kept in `OUTPUT_DIR/answers/STEP`.
+    answers are kept in `OUTPUT_DIR/answers/STEP`. Of a model with masks, where rows have some, also `eval_masks_f1`,
+    `eval_masks_iou` (all classes together) and `eval_masks_miou`, see [`~evaluation.masks.score_pixels`].
 
     Args:
         processor ([`DeltaVLMProcessor`]): the model's.
@@ -62,17 +65,23 @@ class AnswerMetrics(TrainerCallback):
             shutil.rmtree(folder, ignore_errors=True)  # of another run, or of this one before it was killed
         processes.wait_for_everyone()
         predictions = predict(answerer, self.rows, folder, {"step": state.global_step}, batch_size=self.batch_size)
+        seen = see_masks(model, self.processor, self.rows) if "mask" in self.rows.column_names else None
         model.train(training)
-        texts = self.rows.remove_columns(["before", "after"])
-        results, _ = evaluate_predictions(texts, predictions, self.protocol, intervals=False)
+        images = [name for name in ("before", "after", "mask") if name in self.rows.column_names]
+        results, _ = evaluate_predictions(
+            self.rows.remove_columns(images), predictions, self.protocol, intervals=False
+        )
+        if seen is not None and len(seen.confusions):
+            results["masks"] = score_pixels(seen.confusions, seen.classes)
         found = dict(_flatten(results))
         metrics.update(found)
         state.log_history.append({**found, "step": state.global_step})
 
 
 def figure_names(tasks: Sequence[str]) -> list[str]:
-    """What [`AnswerMetrics`] may add for these tasks, without `eval_`: as `metric_for_best_model` may name it."""
-    return [_name(task, path) for task in tasks for path in FIGURES[task]]
+    """What [`AnswerMetrics`] may add for these tasks, and of masks, without `eval_`: for `metric_for_best_model`."""
+    figures = {task: FIGURES[task] for task in tasks} | MASK_FIGURES
+    return [_name(task, path) for task, paths in figures.items() for path in paths]
 
 
 def _name(task: str, path: str) -> str:
@@ -81,7 +90,7 @@ def _name(task: str, path: str) -> str:
 
 def _flatten(results: dict[str, dict]):
     for task, figures in results.items():
-        for path in FIGURES[task]:
+        for path in (FIGURES | MASK_FIGURES)[task]:
             *groups, name = path.split()
             value = figures
             for group in groups:

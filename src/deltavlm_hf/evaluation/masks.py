@@ -6,6 +6,7 @@ say the same. Masks are cheap: a run that goes on makes them anew.
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import datasets
@@ -22,6 +23,7 @@ from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from ..processing.reading import READING_ERRORS, read_image
 from .answering import group_by_pair, process_state
+from .metrics import bootstrap_interval
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +43,14 @@ class SeenMasks:
     Attributes:
         classes (`list[str]`): the model's.
         facts (`dict[int, Facts | str]`): for each row what the rules read off its mask, or why there is none.
-        confusion (`np.ndarray` of shape `(K + 1, K + 1)`): pixels of all pairs with a mask, by what they are (rows)
-            and what they were taken for; unchanged ones first, then those of each class.
-        pairs (`int`): how many pairs these are.
+        confusions (`np.ndarray` of shape `(P, K + 1, K + 1)`): pixels of each pair with a mask, by what they are
+            (rows) and what they were taken for; unchanged ones first, then those of each class.
         unreadable (`int`): pairs that are left out, for their mask or images cannot be used.
     """
 
     classes: list[str]
     facts: dict[int, Facts | str]
-    confusion: np.ndarray
-    pairs: int
+    confusions: np.ndarray
     unreadable: int
 
 
@@ -93,13 +93,12 @@ def see_masks(
             facts = read_facts(mask, Thresholds.for_size(round(mask.size**0.5)))
             confusion = None if truth is None else count_pixels(mask, truth, classes)
         seen.append((pair, facts, confusion, is_whole))
-    seen = gather_object(seen)
-    matrices = [confusion for _, _, confusion, _ in seen if confusion is not None]
+    seen = sorted(gather_object(seen), key=lambda found: found[0])
+    confusions = [confusion for _, _, confusion, _ in seen if confusion is not None]
     return SeenMasks(
         classes,
         facts={index: facts for pair, facts, _, _ in seen for index in pair},
-        confusion=sum(matrices, np.zeros((len(classes) + 1,) * 2, int)),
-        pairs=len(matrices),
+        confusions=np.array(confusions, int).reshape(-1, *(len(classes) + 1,) * 2),
         unreadable=sum(not is_whole for *_, is_whole in seen),
     )
 
@@ -113,7 +112,7 @@ def count_pixels(mask: np.ndarray, truth: np.ndarray, classes: Sequence[str]) ->
         classes (`Sequence[str]`): those that count; any other is as if nothing had changed.
 
     Returns:
-        `np.ndarray` of shape `(K + 1, K + 1)`, int: see [`SeenMasks`].
+        `np.ndarray` of shape `(K + 1, K + 1)`, int: one of [`SeenMasks`]'s confusions.
     """
     number_of = np.zeros(256, int)
     number_of[list(class_values(classes).values())] = range(1, len(classes) + 1)
@@ -121,13 +120,14 @@ def count_pixels(mask: np.ndarray, truth: np.ndarray, classes: Sequence[str]) ->
     return np.bincount((number_of[truth] * size + number_of[mask]).ravel(), minlength=size**2).reshape(size, size)
 
 
-def score_pixels(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+def score_pixels(confusions: np.ndarray, classes: Sequence[str], *, intervals: bool = False) -> dict[str, Any]:
     """
     Figures of pixels, all pairs taken together as one.
 
     Args:
-        confusion (`np.ndarray` of shape `(K + 1, K + 1)`): see [`SeenMasks`].
+        confusions (`np.ndarray` of shape `(P, K + 1, K + 1)`): see [`SeenMasks`].
         classes (`Sequence[str]`).
+        intervals (`bool`, *optional*, defaults to `False`): with 95 % bootstrap confidence intervals, over pairs.
 
     Returns:
         `dict`: `classes` with `precision`, `recall`, `f1`, `iou` and the number of `pixels` in truth of each; the same
@@ -135,6 +135,26 @@ def score_pixels(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, Any
         and of classes that the data mark at all, `miou_of_classes` without the former; `accuracy`, the share of
         pixels that are right. None for a ratio with nothing to divide by.
     """
+    figures = _score_pixels(confusions.sum(0), classes)
+    if intervals:
+        marked = {kind: each for kind, each in figures["classes"].items() if each["pixels"]}
+        for way, each in ((("all",), figures["all"]), *((("classes", kind), each) for kind, each in marked.items())):
+            if each["pixels"]:
+                each["intervals"] = {
+                    name: bootstrap_interval(partial(_figure_of, confusions, classes, (*way, name)), len(confusions))
+                    for name in ("f1", "iou")
+                }
+    return figures
+
+
+def _figure_of(confusions: np.ndarray, classes: Sequence[str], way: Sequence[str], chosen: np.ndarray) -> float:
+    figure: Any = _score_pixels(confusions[chosen].sum(0), classes)
+    for step in way:
+        figure = figure[step]
+    return figure or 0.0  # a draw without a pixel of the class has none right
+
+
+def _score_pixels(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     hits, truth, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     each = [_overlap(*numbers) for numbers in zip(hits, truth, predicted, strict=True)]
     unchanged, *of_classes = each

@@ -214,7 +214,7 @@ def _predict(
 def _score_masks(texts: datasets.Dataset, predictions: list[dict[str, Any]], seen: SeenMasks) -> dict[str, dict]:
     """What is said of a model's masks beside the figures of its words."""
     found = {"agreement": score_agreement(texts, predictions, seen)}
-    if seen.pairs:
-        sizes = {"samples": seen.pairs, "failed": 0, "unreadable_truths": seen.unreadable}
-        found["masks"] = {**sizes, **score_pixels(seen.confusion, seen.classes)}
+    if len(seen.confusions):
+        sizes = {"samples": len(seen.confusions), "failed": 0, "unreadable_truths": seen.unreadable}
+        found["masks"] = {**sizes, **score_pixels(seen.confusions, seen.classes, intervals=True)}
     return {name: figures for name, figures in found.items() if figures}

@@ -44,6 +44,15 @@ FIGURES = (
     ("dialogue", ("whole",), "accuracy", "dialogues, all answers right"),
     ("dialogue", ("consistent",), "accuracy", "dialogues, yes or no agrees with the counts"),
 )
+# The same of its masks, and of how often its words say what these show.
+MASK_FIGURES = (
+    ("masks", ("classes", "road", "f1"), "f1", "change masks, pixel F1, roads"),
+    ("masks", ("classes", "building", "f1"), "f1", "change masks, pixel F1, buildings"),
+    ("masks", ("miou",), "mean_iou", "change masks, mIoU with unchanged pixels"),
+    ("agreement", ("binary", "all"), "accuracy", "words and masks agree, yes/no"),
+    ("agreement", ("count", "all"), "accuracy", "words and masks agree, counts"),
+    ("agreement", ("grid", "all"), "accuracy", "words and masks agree, 3x3 grid"),
+)
 CITATION = """@article{deng2026deltavlm,
   title   = {DeltaVLM: Interactive Remote Sensing Image Change Analysis via Instruction-Guided Difference Perception},
   author  = {Deng, Pei and Zhou, Wenqian and Wu, Hanlin},
@@ -201,7 +210,7 @@ def _eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
     data = report["settings"]["data"]
     kind = "generated" if data.startswith("generated") else "other"  # than the whole test split
     results = []
-    for task, way, metric, name in FIGURES:
+    for task, way, metric, name in (*FIGURES, *MASK_FIGURES):
         value: Any = report["results"].get(task, {})
         protocol = value.get("protocol")
         for step in way:

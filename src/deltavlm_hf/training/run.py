@@ -190,6 +190,11 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
         masks = False
     if not masks:
         policy = dataclasses.replace(policy, masks=False)  # text alone would not hold the decoder to masks
+        if (args.metric_for_best_model or "").removeprefix("eval_").startswith("masks_"):
+            raise ValueError(
+                f"`metric_for_best_model` is {args.metric_for_best_model!r}, and this run learns no masks: it takes a "
+                "model with `mask_classes`, data with masks, and neither `vision_cache` nor `masks: false`."
+            )
     training_rows = TrainingRows(rows, run.augmentation, run.task_weights, args.seed)
     options: dict[str, Any] = {"dtype": run.dtype, "revision": run.revision, "device_map": run.device_map}
     if run.load_in_4bit:
@@ -207,7 +212,7 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
     if run.validate_answers:
         from ..evaluation.callback import AnswerMetrics
 
-        whole = first_rows(run.data.load(validation=True, unroll=False), run.validate_answers)
+        whole = first_rows(run.data.load(validation=True, unroll=False, masks=masks), run.validate_answers)
         callbacks.append(AnswerMetrics(processor, whole))
     trainer = DeltaVLMTrainer(
         model,
