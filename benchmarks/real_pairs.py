@@ -14,17 +14,21 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from train_real import Cells, RealPairs, facts_of, listen, look, pixel_f1, score, score_masks
 
+import deltavlm_hf
 from deltavlm_hf.data.questions import INSTRUCTIONS
+from deltavlm_hf.data.rules import BUILDING
 from deltavlm_hf.data.scenes import generate_scene
 from deltavlm_hf.inference import ask_pairs
 
@@ -59,6 +63,10 @@ def measure(model: Any, processor: Any, cells: Cells, intervals: bool = False) -
                 },
             )
     return results
+
+
+def load(name: str) -> tuple[Any, Any]:
+    return AutoModelForImageTextToText.from_pretrained(name), AutoProcessor.from_pretrained(name)
 
 
 def pick(items: Sequence, chosen: Sequence[int]) -> list:
@@ -146,6 +154,36 @@ DISTURBANCES: dict[str, Change] = {
 }
 
 
+def differences(cells: Cells) -> list[np.ndarray]:
+    """How far two images differ, smoothed: what needs no model."""
+    smoothed = (
+        [ndimage.gaussian_filter(np.asarray(image, np.float32), (2, 2, 0)) for image in pair] for pair in cells.pairs
+    )
+    return [np.abs(before - after).mean(-1) for before, after in smoothed]
+
+
+def difference_masks(found: Sequence[np.ndarray], threshold: float, least: float) -> list[np.ndarray]:
+    """Where differences exceed a threshold; nothing, if that is less than a share of the image."""
+    masks = [ndimage.binary_opening(difference > threshold, iterations=2) for difference in found]
+    return [np.where(mask & (mask.mean() > least), BUILDING, 0).astype(np.uint8) for mask in masks]
+
+
+def simple_answers(cells: Cells, training: Cells) -> dict[str, dict[str, float]]:
+    """What needs no learning: nothing has changed, all has, or what differs by thresholds chosen on `training`."""
+    of_training, truth = differences(training), [fact.changed for fact in training.facts]
+    choices = list(product(range(30, 121, 10), (0, 0.005, 0.01, 0.02, 0.04)))
+    right = [
+        np.mean([mask.any() == changed for mask, changed in zip(masks, truth, strict=True)])
+        for masks in (difference_masks(of_training, *choice) for choice in choices)
+    ]
+    chosen = choices[int(np.argmax(right))]
+    return {
+        "nothing has changed": score_masks([0 * mask for mask in cells.masks], cells),
+        "all of it is one new building": score_masks([np.full_like(mask, BUILDING) for mask in cells.masks], cells),
+        "absolute difference": score_masks(difference_masks(differences(cells), *chosen), cells),
+    }
+
+
 def removal(model: Any, processor: Any, cells: Cells) -> dict[str, float]:
     """Of changed pairs in either order: how often the caption says that something was built, or is gone."""
     changed = [pair for pair, facts in zip(cells.pairs, cells.facts, strict=True) if facts.changed]
@@ -184,6 +222,7 @@ def write(results: dict[str, Any], path: Path) -> None:
         if "agreement" in found:
             agreement = ", ".join(f"{key} {value:.3f}" for key, value in found["agreement"].items())
             parts.append(f"Words say what the masks say: {agreement}.")
+    parts.append("## For comparison, validation cells at 0.5 m if nothing else is said\n\n" + table(results["simple"]))
     parts.append("## Disturbed second dates, in words\n\n" + table(results["disturbed"]))
     lines = [f"| {name} | {value:.3f} |" for name, value in results["removal"].items()]
     parts.append("## Captions of changed pairs\n\n| | share |\n|---|---|\n" + "\n".join(lines))
@@ -198,15 +237,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the folder for real.json and real.md")
     parser.add_argument("--generated", type=int, default=500, help="generated pairs")
     args = parser.parse_args()
-    model = AutoModelForImageTextToText.from_pretrained(args.model)
-    processor = AutoProcessor.from_pretrained(args.model)
+    model, processor = load(args.model)
     cells = Cells.read(args.data, "val_cells", "val_cells_b")
     same = Cells([(before, before) for before, _ in cells.pairs], [0 * mask for mask in cells.masks], cells.tiles)
+    scenes = generated(args.generated)
     sets = {
         "Validation cells at 0.5 m": measure(model, processor, cells, intervals=True),
         "Validation cells at 1 m": measure(model, processor, cut(Cells.read(args.data, "val_tiles_1m"), 128), True),
         "Xi'an": measure(model, processor, Cells.read(args.data, "xian_cells")),
-        "Generated": measure(model, processor, generated(args.generated)),
+        "Generated": measure(model, processor, scenes),
         "The first date against itself": measure(model, processor, same),
     }
     if args.more:
@@ -215,7 +254,16 @@ def main() -> None:
         name: score(listen(model, processor, changed_after(cells, change)), cells.facts)
         for name, change in DISTURBANCES.items()
     }
-    results = {"sets": sets, "disturbed": disturbed, "removal": removal(model, processor, cells)}
+    simple = simple_answers(cells, read_more([args.data / "train_cells"]))
+    tiny = load(deltavlm_hf.tiny())
+    simple["the tiny model"] = score(listen(*tiny, cells), cells.facts)
+    simple["the tiny model, generated pairs"] = score(listen(*tiny, scenes), scenes.facts)
+    results = {
+        "sets": sets,
+        "simple": simple,
+        "disturbed": disturbed,
+        "removal": removal(model, processor, cells),
+    }
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "real.json").write_text(json.dumps(results, indent=2) + "\n")
     write(results, args.output / "real.md")
