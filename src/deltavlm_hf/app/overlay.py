@@ -46,6 +46,12 @@ def overlay_heat(image: Image.Image, heat: np.ndarray, top: float | None = None)
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
+def class_colours(classes: Sequence[str]) -> dict[str, tuple[str, tuple[int, int, int]]]:
+    """For each class the name of its colour, and the colour: yellow and blue for roads and buildings."""
+    others = cycle(_OTHER_COLOURS)
+    return {kind: _COLOURS.get(kind) or next(others) for kind in classes}
+
+
 def overlay_mask(image: Image.Image, mask: np.ndarray, classes: Sequence[str]) -> tuple[Image.Image, str]:
     """
     Lays a mask over an image, each class in its colour: roads yellow and buildings blue, as [`draw_cells`] has them.
@@ -60,9 +66,9 @@ def overlay_mask(image: Image.Image, mask: np.ndarray, classes: Sequence[str]) -
     """
     found = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
     pixels = np.array(image.convert("RGB"))
-    others, legend = cycle(_OTHER_COLOURS), []
+    colours, legend = class_colours(classes), []
     for kind, value in class_values(classes).items():
-        name, colour = _COLOURS.get(kind) or next(others)
+        name, colour = colours[kind]
         pixels[found == value] = (1 - MOST) * pixels[found == value] + MOST * np.array(colour)
         legend.append(f"{kind} {name}")
     return Image.fromarray(pixels), ", ".join(legend)
