@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
-from ..app.overlay import class_colours
+from ..data.masks import class_colours
 
 # What is said of a tile: its name in the legend, the colour of its outline, and how much its inside covers, of 255.
 CHANGES: Mapping[str, tuple[str, tuple[int, int, int], int]] = {
