@@ -30,9 +30,10 @@ from deltavlm_hf.evaluation import (
     predict,
     write_report,
 )
-from deltavlm_hf.evaluation.answering import identify, lock_folder
 from deltavlm_hf.inference import answer
+from deltavlm_hf.inference.identity import identify
 from deltavlm_hf.inference.loading import load_model
+from deltavlm_hf.inference.processes import lock_folder
 
 SEED = 4_500_000  # beyond all that the shipped model was trained or tested on
 

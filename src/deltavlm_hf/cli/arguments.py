@@ -50,13 +50,20 @@ def hide_progress_bars() -> None:
 
 def load(args: argparse.Namespace):
     """The model and processor of [`add_model`]'s arguments; of one inside the package it is said what it knows."""
-    from ..inference.loading import NOTES, load_model
+    from ..inference.loading import load_model
 
     hide_progress_bars()
     loaded = load_model(args.model, args.device)
-    if args.model in NOTES:
-        print(f"deltavlm: {NOTES[args.model]}", file=sys.stderr)
+    tell_note(args.model)
     return loaded
+
+
+def tell_note(model: str) -> None:
+    """What is to be known of a model inside the package, where it answers."""
+    from ..inference.loading import NOTES
+
+    if model in NOTES:
+        print(f"deltavlm: {NOTES[model]}", file=sys.stderr)
 
 
 def open_session(args: argparse.Namespace):

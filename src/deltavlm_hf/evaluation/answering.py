@@ -3,26 +3,20 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
-from transformers.utils.hub import resolve_revision
 
 from ..data.rows import turns_of, undecoded
 from ..inference import answer, encode
+from ..inference.processes import lock_folder, process_state
 from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration
-from ..modeling.weight_sources import digest
 from ..processing import DeltaVLMProcessor
 from ..processing.conversation import Turn
 from ..processing.reading import READING_ERRORS, read_image
@@ -31,20 +25,6 @@ logger = logging.getLogger(__name__)
 
 Pair = tuple[Image.Image, Image.Image]
 _KEY = ("index",)
-# Of a folder, what a model and its processor are loaded from.
-_SETTINGS = (
-    "config.json",
-    "generation_config.json",
-    "*processor_config.json",
-    "*.jinja",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.index.json",
-)
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 class Answerer(Protocol):
@@ -91,54 +71,6 @@ class ModelAnswerer:
             pair_features=encoded[list(which)],
             **self.generate_kwargs,
         )
-
-
-def process_state() -> PartialState:
-    """Which of how many processes this is; on the CPU accelerate must be told to look for others."""
-    return PartialState(cpu=not torch.cuda.is_available())
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """
-    While this run, all of its processes together, is the only one that answers into a folder.
-
-    Raises:
-        BlockingIOError: if another run does. One that was killed does not count.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        is_taken = [False]
-        if process_state().is_main_process:
-            try:  # entered once more by `predict`, where the command line holds it already
-                stack.enter_context(FileLock(folder / "predictions.lock", timeout=0, is_singleton=True))
-            except Timeout:
-                is_taken = [True]
-        if broadcast_object_list(is_taken)[0]:
-            raise BlockingIOError(f"Another run is answering into {folder}: wait for it, or choose another folder.")
-        yield
-
-
-def identify(model: DeltaVLMForConditionalGeneration) -> list[str]:
-    """
-    What changes when the model or its processor do: of a Hub id the commit, of a folder its files. The same of each
-    place that a small checkpoint points to.
-    """
-    places = [(model.config.name_or_path, model.weights_revision)]
-    for source in model.config.weight_sources or []:
-        revision = resolve_revision(source["name_or_path"], source.get("revision"))
-        places.append((source["name_or_path"], getattr(revision, "resolved", revision)))
-    return [f"{name}: {_digest_files(Path(name)) if os.path.isdir(name) else revision}" for name, revision in places]
-
-
-def _digest_files(folder: Path) -> str:
-    found: list[tuple] = []
-    for place in (folder, folder / "qformer_tokenizer"):
-        for pattern in _SETTINGS:
-            files = [path for path in place.glob(pattern) if path.is_file()]
-            found += [(str(path.relative_to(folder)), path.read_bytes()) for path in files]
-    found += [(path.name, digest(path)) for pattern in _WEIGHTS for path in folder.glob(pattern)]
-    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()[:16]
 
 
 def predict(

@@ -1,9 +1,7 @@
 """Questions about many pairs, whose images are read and resized in other processes, ahead of the model."""
 
-import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -167,8 +165,7 @@ def read_ahead(
         prefetch_factor=-(-ahead // num_workers) if num_workers else None,
         generator=torch.Generator(),  # not the global one, on which sampled answers depend
     )
-    with _without_tokenizers():
-        items = iter(loader)
+    items = iter(loader)
     while True:
         try:
             yield next(items)
@@ -203,16 +200,3 @@ def _portable(error: Exception) -> Exception:
 
 def _as_it_is(item: Any) -> Any:
     return item
-
-
-@contextmanager
-def _without_tokenizers() -> Iterator[None]:
-    """Processes that start here tokenize nothing; told so, the tokenizers do not warn of forks."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false" if before is None else before
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
