@@ -1,12 +1,12 @@
 """What a scan says of one tile, and what it means."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import shapely
 
-from ..data.questions import parse_count, parse_grid, parse_yes_no, question_task
+from ..data.asked import MEANINGS, meaning_of
 from ..data.rules import CELLS
 from .grid import Grid
 from .tiles import Tile
@@ -33,7 +33,7 @@ class Source:
 
     Attributes:
         grid ([`Grid`]): what pixels refer to.
-        questions (`tuple[str, ...]`): asked about every tile.
+        questions (`tuple[str, ...]`): asked about every tile; those of a dialogue one after another.
         kinds (`tuple[str, ...]`): the model's `mask_classes`; none if it makes no masks.
         facts (`dict`): the files, the model and its commit, the stretch, and what else tiles follow from.
     """
@@ -71,47 +71,36 @@ class TileAnswer:
         return self.source.grid.to_ground(shapely.box(*self.tile.core))
 
     @property
+    def meaning(self) -> dict[str, Any]:
+        """What the answers say, see [`~deltavlm_hf.data.asked.meaning_of`]; of several the first that says it."""
+        found: dict[str, Any] = dict.fromkeys(MEANINGS)
+        for question, answer in zip(self.source.questions, self.answers, strict=False):
+            for name, value in meaning_of(question, answer).items():
+                found[name] = value if found[name] is None else found[name]
+        return found
+
+    @property
     def changed(self) -> bool | None:
         """Whether anything changed: by yes or no, else by counts, else by cells, else by objects; or unknown, None."""
         if self.reason is not None:
             return None
-        said = self._said("binary")
-        if said is not None:
-            return parse_yes_no(said)
-        counts, cells = self.counts, self.cells
-        if counts is not None:
-            return any(counts.values())
-        if cells is not None:
-            return any(cells.values())
+        said = self.meaning
+        if said["changed"] is not None:
+            return said["changed"]
+        for roads, buildings in (("roads", "buildings"), ("road_cells", "building_cells")):
+            if said[roads] is not None:
+                return bool(said[roads] or said[buildings])
         return bool(self.objects) if self.source.kinds else None
 
     @property
-    def counts(self) -> dict[str, int] | None:
-        """Roads and buildings, as an answer numbers them; None if none does."""
-        found = parse_count(self._said("count") or "")
-        return None if found is None else dict(zip(("road", "building"), found, strict=True))
-
-    @property
-    def cells(self) -> dict[str, tuple[int, ...]] | None:
-        """Cells of the 3x3 grid, numbered row by row, with roads and with buildings, as an answer lists them."""
-        found = parse_grid(self._said("grid") or "")
-        if found is None:
-            return None
-        numbers = [tuple(each.nonzero()[0].tolist()) for each in found]
-        return dict(zip(("road", "building"), numbers, strict=True))
-
-    @property
-    def cell_names(self) -> str:
-        """As `road: top-left; building: center-center, center-right`; empty where there are none."""
-        listed = {kind: ", ".join(CELLS[each] for each in cells) for kind, cells in (self.cells or {}).items()}
-        return "; ".join(f"{kind}: {names}" for kind, names in listed.items() if names)
-
-    def _said(self, task: str) -> str | None:
-        """The answer to the first question of a task."""
-        for question, answer in zip(self.source.questions, self.answers, strict=False):
-            if question_task(question) == task:
-                return answer
-        return None
+    def cells(self) -> Iterator[tuple[str, str, shapely.Geometry]]:
+        """Kind, name and shape of each cell that an answer lists, in columns and rows, as far as it is in the core."""
+        said = self.meaning
+        for kind in ("road", "building"):
+            for name in said[f"{kind}_cells"] or ():
+                shape = self.tile.cell(CELLS.index(name))
+                if shape.area:
+                    yield kind, name, shape
 
     def to_entry(self) -> dict[str, Any]:
         """For a journal."""
@@ -128,10 +117,3 @@ class TileAnswer:
         """What [`to_entry`] made."""
         objects = tuple(FoundObject(kind, shapely.from_wkt(shape)) for kind, shape in entry["objects"])
         return cls(source, tile, tuple(entry["answers"]), objects, entry["reason"], entry["failed"])
-
-
-def default_questions() -> Sequence[str]:
-    """Yes or no, how many, and where: ChangeChat-105k's own words."""
-    from ..data.questions import INSTRUCTIONS
-
-    return tuple(INSTRUCTIONS[task] for task in ("binary", "count", "grid"))

@@ -9,7 +9,6 @@ import geopandas
 import pyogrio
 import shapely
 
-from ..data.rules import CELLS
 from ..files import placing
 from .answers import Source, TileAnswer
 from .grid import geod, to_degrees
@@ -17,6 +16,7 @@ from .objects import join_scene
 from .styles import add_styles
 
 LAYERS = ("tiles", "cells", "objects")
+WORDS = {True: "true", False: "false", None: "unknown"}
 SUFFIXES = (".gpkg", ".parquet", ".geojson")
 
 
@@ -63,16 +63,17 @@ def make_layers(answers: Sequence[TileAnswer]) -> dict[str, geopandas.GeoDataFra
 
 
 def _tile_row(answer: TileAnswer, area: "_Area", numbers: dict[tuple[str, str], int]) -> dict[str, Any]:
-    counts, known = answer.counts or {}, answer.reason is None
+    known, said = answer.reason is None, answer.meaning
     row = {
         "tile": answer.tile.name,
         "question": "\n".join(answer.source.questions),
         "answer": "\n".join(answer.answers),
-        "changed": {True: "true", False: "false", None: "unknown"}[answer.changed],
+        "changed": WORDS[answer.changed],
         "reason": answer.reason,
-        "roads": counts.get("road"),
-        "buildings": counts.get("building"),
-        "cells": answer.cell_names,
+        "roads": said["roads"],
+        "buildings": said["buildings"],
+        "road_cells": ", ".join(said["road_cells"] or ()),
+        "building_cells": ", ".join(said["building_cells"] or ()),
         "area_m2": area(shapely.box(*answer.tile.core)),
     }
     for kind in answer.source.kinds:
@@ -83,14 +84,10 @@ def _tile_row(answer: TileAnswer, area: "_Area", numbers: dict[tuple[str, str], 
 
 
 def _cell_rows(answer: TileAnswer, area: "_Area") -> list[dict[str, Any]]:
-    rows = []
-    for kind, cells in (answer.cells or {}).items():
-        for number in cells:
-            shape = answer.tile.cell(number)
-            if shape.area:
-                row = {"tile": answer.tile.name, "cell": CELLS[number], "kind": kind, "area_m2": area(shape)}
-                rows.append({**row, "geometry": shape})
-    return rows
+    return [
+        {"tile": answer.tile.name, "cell": name, "kind": kind, "area_m2": area(shape), "geometry": shape}
+        for kind, name, shape in answer.cells
+    ]
 
 
 class _Area:

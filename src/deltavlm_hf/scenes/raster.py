@@ -99,9 +99,15 @@ class Raster:
             self.has_alpha = dataset.colorinterp[-1] == ColorInterp.alpha
         self._opened: tuple[int, ExitStack, WarpedVRT] | None = None
 
-    def read(self, left: int, top: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, left: int, top: int, width: int, height: int, shape: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """
         A window of the grid, which lies within it.
+
+        Args:
+            left, top, width, height (`int`): of the window, in pixels of the grid.
+            shape (`tuple[int, int]`, *optional*): rows and columns that it is averaged to; overviews are used.
 
         Returns:
             `tuple[np.ndarray, np.ndarray]`: values `(3, H, W)` of the raster's own type; and `(H, W)`, bool: which
@@ -113,7 +119,12 @@ class Raster:
         with gdal():
             warped = self._warped()
             try:
-                found = warped.read([*self.bands, warped.count], window=Window(left, top, width, height))
+                found = warped.read(
+                    [*self.bands, warped.count],
+                    window=Window(left, top, width, height),
+                    out_shape=None if shape is None else (4, *shape),
+                    resampling=Resampling.nearest if shape is None else Resampling.average,
+                )
             except RasterioError as error:
                 raise ValueError(f"Cannot read {self.path!r} at column {left}, row {top}: {error}") from error
         values, alpha = found[:3].astype(self.dtype, copy=False), found[3]

@@ -2,18 +2,23 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..data.asked import questions_of
 from ..data.masks import to_mask
-from ..evaluation.answering import identify
 from ..inference import stream_answers
+from ..inference.identity import commit_of
+from ..inference.loading import SHIPPED
 from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
-from .answers import FoundObject, Source, TileAnswer, default_questions
+from .answers import FoundObject, Source, TileAnswer
 from .objects import trace
 from .scene import OVERLAP, Scene, TooLittleGround
+
+QUESTIONS = ("binary", "count", "grid")
 
 
 def scan(
@@ -112,8 +117,9 @@ def answer_tiles(
         model ([`DeltaVLMForConditionalGeneration`]): on any device.
         processor ([`DeltaVLMProcessor`]): the model's.
         scene ([`Scene`]): see [`open_scene`].
-        questions (`Sequence[str]`, *optional*): by default whether anything changed, how many roads and buildings, and
-            in which cells: [`~deltavlm_hf.data.questions.INSTRUCTIONS`].
+        questions (`Sequence[str]`, *optional*): questions, or names of tasks, see
+            [`~deltavlm_hf.data.asked.questions_of`]; by default whether anything changed, how many roads and
+            buildings, and in which cells.
         journal (`str` or `Path`, *optional*): a file that each tile is written to as it is answered. A scan that was
             killed goes on from there; a tile that failed is asked again.
         limit (`int`, *optional*): only the first so many tiles.
@@ -127,32 +133,31 @@ def answer_tiles(
     Raises:
         ValueError: if an argument cannot be, or the journal is of another scan.
     """
-    questions = tuple(default_questions() if questions is None else questions)
-    source = describe(model, scene, questions, generate_kwargs)
+    dialogues = list(dict.fromkeys(map(questions_of, QUESTIONS if questions is None else questions)))
+    source = describe(model, scene, tuple(turn for turns in dialogues for turn in turns), generate_kwargs)
     chosen = scene.chosen[:limit]
-    kept = None if journal is None else Journal(Path(journal), _header(source), ("tile",))
+    kept = None if journal is None else Journal(Path(journal), _header(scene, source), ("tile",))
     done = {index for (index,), entry in kept.entries.items() if not entry["failed"]} if kept else set()
+    stream = stream_answers(
+        model,
+        processor,
+        scene,
+        dialogues,
+        indices=[index for index in chosen if index not in done],
+        batch_size=batch_size,
+        num_workers=num_workers,
+        masks=bool(source.kinds),
+        **generate_kwargs,
+    )
 
     def answers() -> Iterator[TileAnswer]:
         for index in chosen:
             if kept and index in done:
                 yield TileAnswer.from_entry(kept.entries[(index,)], source, scene.tiling[index])
-        waiting = [index for index in chosen if index not in done]
-        for answered in stream_answers(
-            model,
-            processor,
-            scene,
-            questions,
-            indices=waiting,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            masks=bool(source.kinds),
-            **generate_kwargs,
-        ):
-            answer = _understand(scene, source, answered)
+        while some := [_understand(scene, source, answered) for answered in islice(stream, batch_size)]:
             if kept:
-                kept.append(answer.to_entry())
-            yield answer
+                kept.append(*(answer.to_entry() for answer in some))
+            yield from some
 
     return answers()
 
@@ -172,15 +177,18 @@ def describe(
     model: DeltaVLMForConditionalGeneration, scene: Scene, questions: tuple[str, ...], options: dict[str, Any]
 ) -> Source:
     """What the answers about a scene have in common."""
-    name, _, commit = identify(model)[0].rpartition(": ")
+    name = model.config.name_or_path
+    short = {folder(): each for each, folder in SHIPPED.items()}
     facts = {
         **scene.facts(),
-        "model": Path(name).name if os.path.isdir(name) else name,
-        "commit": commit,
+        "model": short.get(name) or (Path(name).name if os.path.isdir(name) else name),
+        "commit": commit_of(model),
         "generate": {key: repr(value) for key, value in options.items()},
     }
     return Source(scene.grid, questions, tuple(model.config.mask_classes or ()), facts)
 
 
-def _header(source: Source) -> dict[str, Any]:
-    return {**source.facts, "questions": list(source.questions), "kinds": list(source.kinds)}
+def _header(scene: Scene, source: Source) -> dict[str, Any]:
+    written = [os.stat(raster.path).st_mtime if os.path.isfile(raster.path) else None for raster in scene.rasters]
+    said = {"questions": list(source.questions), "kinds": list(source.kinds)}
+    return {**source.facts, **said, "written": written}

@@ -19,6 +19,7 @@ from .values import Matching, choose_stretch
 OVERLAP, MIN_VALID = 0.25, 0.5
 _SAMPLES, _SAMPLE_SIDE = 16, 64  # windows along each side, pixels along each side of a window
 _SHIFT_SAMPLES, _SHIFT_SIDE, _SHIFT_VALID = 5, 128, 0.9
+_STRIP = 64  # rows of a reduced picture that are read at once
 _LARGEST_SHIFT = 1.0  # pixels, above which it is told
 
 
@@ -111,9 +112,9 @@ class Scene:
         return before, after
 
     @property
-    def tiles(self) -> Iterator[Tile]:
-        """Those to ask about."""
-        return (self.tiling[index] for index in self.chosen)
+    def rasters(self) -> tuple[Raster, Raster]:
+        """Before and after."""
+        return self.before, self.after
 
     def read(self, left: int, top: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
@@ -124,19 +125,36 @@ class Scene:
             `tuple[np.ndarray, np.ndarray, np.ndarray]`: before and after `(side, side, 3)`, uint8; and `(side, side)`,
             bool: what is known at both.
         """
-        values, valid = self._read(left, top, side)
-        if self.matching is not None:
-            values[1] = self.matching(values[1])
-        images = [self.stretch(each) for each in values]
-        known = [image[valid] for image in images]
+        before, after, valid = self._show(*self._read(left, top, side))
+        known = [image[valid] for image in (before, after)]
         colour = np.concatenate(known).mean(0) if valid.any() else np.full(3, 127.0)
-        for image in images:
+        for image in (before, after):
             image[~valid] = np.rint(colour).astype(np.uint8)
-        return images[0], images[1], valid
+        return before, after, valid
 
     def known(self, tile: Tile) -> np.ndarray:
         """Which pixels of a tile are known at both dates: `(size, size)`, bool."""
         return self._read(tile.left, tile.top, tile.size)[1]
+
+    def reduced(self, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        The whole scene in so many pixels along its longer side, or fewer.
+
+        Returns:
+            As [`read`]; what is unknown is left as it is.
+        """
+        width, height = self.grid.width, self.grid.height
+        scale = min(1.0, most / max(width, height))
+        rows = np.linspace(0, height, max(1, round(height * scale)) + 1).round().astype(int)
+        columns = max(1, round(width * scale))
+        strips = []
+        for start in range(0, len(rows) - 1, _STRIP):
+            few = rows[start : start + _STRIP + 1].tolist()
+            shape = len(few) - 1, columns
+            read = [raster.read(0, few[0], width, few[-1] - few[0], shape) for raster in self.rasters]
+            strips.append(self._show([values for values, _ in read], read[0][1] & read[1][1]))
+        before, after, valid = (np.concatenate(each) for each in zip(*strips, strict=True))
+        return before, after, valid
 
     def facts(self) -> dict[str, Any]:
         """What the pixels of all tiles follow from, for files to tell."""
@@ -148,6 +166,7 @@ class Scene:
             "match_histograms": self.matching is not None,
             "tile": self.size,
             "tiles": [len(self.tiling.rows), len(self.tiling.columns)],
+            "tiles_overlap": self.tiling.overlaps,
             "transform": list(self.grid.transform)[:6],
             "min_valid": self.min_valid,
         }
@@ -162,10 +181,12 @@ class Scene:
             "shift, not change. Register the dates first; nothing is moved here."
         ]
 
+    def _show(self, values: list[np.ndarray], valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        before, after = values[0], values[1] if self.matching is None else self.matching(values[1])
+        return self.stretch(before), self.stretch(after), valid
+
     def _read(self, left: int, top: int, side: int) -> tuple[list[np.ndarray], np.ndarray]:
-        (before, known_before), (after, known_after) = (
-            raster.read(left, top, side, side) for raster in (self.before, self.after)
-        )
+        (before, known_before), (after, known_after) = (raster.read(left, top, side, side) for raster in self.rasters)
         return [before, after], known_before & known_after
 
     def _windows(self, along: int, side: int) -> Iterator[tuple[int, int, int]]:

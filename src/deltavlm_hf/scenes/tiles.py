@@ -69,6 +69,12 @@ class Tiling:
         step = size - round(size * overlap)
         self.columns, self.rows = _cut(width, size, step), _cut(height, size, step)
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether any two tiles see the same ground; without an overlap, where the grid's sides are no multiple."""
+        sides = (self.columns, self.rows)
+        return any(after[0] - one[0] < self.size for side in sides for one, after in zip(side, side[1:], strict=False))
+
     def __len__(self) -> int:
         return len(self.columns) * len(self.rows)
 

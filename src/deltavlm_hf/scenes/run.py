@@ -1,0 +1,191 @@
+"""A scan from end to end: asked, written to files, summed up."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..inference.processes import lock_folder
+from ..modeling import DeltaVLMForConditionalGeneration
+from ..processing import DeltaVLMProcessor
+from .answers import TileAnswer
+from .heat import write_heat
+from .layers import check_output, make_layers, write_layers
+from .page import write_page
+from .picture import draw_scene
+from .raster import CACHE
+from .scanning import answer_tiles
+from .scene import Scene
+
+_TIMED = 4  # tiles that an estimate of time rests on
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """
+    Where a scan goes.
+
+    Attributes:
+        layers (`Path`): `.gpkg`, `.parquet` or `.geojson`, see [`write_layers`].
+        heat (`Path`, *optional*): how far the dates differ, a GeoTIFF, see [`write_heat`].
+        preview (`Path`, *optional*): a picture, see [`draw_scene`].
+        html (`Path`, *optional*): a page, see [`write_page`].
+
+    Raises:
+        ValueError: for a suffix that layers do not have.
+    """
+
+    layers: Path
+    heat: Path | None = None
+    preview: Path | None = None
+    html: Path | None = None
+
+    def __post_init__(self):
+        check_output(self.layers)
+
+    @property
+    def journal(self) -> Path:
+        """The folder of what is answered, until all is written."""
+        return self.layers.with_name(f"{self.layers.name}.journal")
+
+
+@dataclass
+class Scanned:
+    """
+    What came of a scan.
+
+    Attributes:
+        files (`list[Path]`): what was written.
+        lines (`list[str]`): the sum of it, to be read.
+        failed (`int`): tiles that could not be read or answered.
+    """
+
+    files: list[Path]
+    lines: list[str]
+    failed: int
+
+
+def scan_to_files(
+    model: DeltaVLMForConditionalGeneration,
+    processor: DeltaVLMProcessor,
+    scene: Scene,
+    outputs: Outputs,
+    *,
+    limit: int | None = None,
+    num_workers: int = 1,
+    **options,
+) -> Scanned:
+    """
+    Asks about all tiles of a scene and writes what came of it. What is answered is kept in `OUTPUT.journal`, so that a
+    scan that was killed goes on. That folder goes when all is written, or stays while tiles have failed, which the
+    next run asks again.
+
+    Args: see [`answer_tiles`] and [`Outputs`].
+
+    Raises:
+        ValueError: if an argument cannot be, or the journal is of another scan.
+        BlockingIOError: if another run writes the same file.
+    """
+    journal = outputs.journal / "tiles.jsonl"
+    with lock_folder(outputs.journal):
+        try:
+            answers = answer_tiles(
+                model, processor, scene, journal=journal, limit=limit, num_workers=num_workers, **options
+            )
+            total = len(scene.chosen[:limit])
+            found = sorted(tqdm(answers, "tiles", total, unit="tile"), key=lambda answer: answer.tile.index)
+            layers = make_layers(found)
+            files = write_layers(outputs.layers, layers)
+            if outputs.heat is not None:
+                write_heat(outputs.heat, model, processor, scene, limit=limit, num_workers=num_workers)
+            if outputs.preview is not None:
+                draw_scene(outputs.preview, scene, found)
+            if outputs.html is not None:
+                write_page(outputs.html, scene, found)
+            failed = sum(answer.failed for answer in found)
+            if not failed:
+                journal.unlink()
+        finally:
+            if not _has_entries(journal):
+                shutil.rmtree(outputs.journal)
+    files += [path for path in (outputs.heat, outputs.preview, outputs.html) if path is not None]
+    return Scanned(files, sum_up(found, layers), failed)
+
+
+def _has_entries(journal: Path) -> bool:
+    if not journal.exists():
+        return False
+    with journal.open("rb") as file:
+        return len(list(islice(file, 2))) == 2
+
+
+def sum_up(answers: Sequence[TileAnswer], layers: dict) -> list[str]:
+    """What was found, in a few lines."""
+    tiles, objects = layers["tiles"], layers["objects"]
+    shares = {what: tiles[tiles.changed == what] for what in ("true", "false", "unknown")}
+    names = {"true": "changed", "false": "unchanged", "unknown": "unknown"}
+    lines = [
+        f"{len(rows)} of {len(tiles)} tiles {names[what]} ({rows.area_m2.sum() / 1e4:,.2f} ha)"
+        for what, rows in shares.items()
+    ]
+    if answers[0].source.kinds:
+        for kind in answers[0].source.kinds:
+            rows = objects[objects.kind == kind]
+            lines.append(f"{kind}: {len(rows)} objects, {rows.area_m2.sum():,.0f} m²")
+    elif tiles.roads.notna().any():
+        lines.append(f"roads: {tiles.roads.sum()}, buildings: {tiles.buildings.sum()}, as answers number them")
+        if answers[0].source.facts["tiles_overlap"]:
+            lines[-1] += "; tiles overlap, and what two of them see is counted twice (--overlap 0)"
+    return lines
+
+
+def describe_scene(scene: Scene) -> list[str]:
+    """On which grid, in what stretch and in how many tiles a scene is read."""
+    across, down = scene.grid.metres()
+    facts = scene.facts()
+    return [
+        f"grid: {scene.grid.width} x {scene.grid.height} pixels of {across:.3g} x {down:.3g} m",
+        f"bands: {facts['bands'][0]} and {facts['bands'][1]}, stretch: {facts['stretch']}"
+        + ", histograms matched" * facts["match_histograms"],
+        f"tiles: {len(scene.chosen)} of {len(scene)}, {scene.size} pixels wide",
+    ]
+
+
+def estimate(
+    model: DeltaVLMForConditionalGeneration,
+    processor: DeltaVLMProcessor,
+    scene: Scene,
+    *,
+    limit: int | None = None,
+    batch_size: int = 32,
+    num_workers: int = 1,
+    **options,
+) -> list[str]:
+    """
+    What a scan would take: memory by arithmetic, time from a few tiles, which are asked about one after another.
+
+    Args: see [`answer_tiles`].
+    """
+    tiles = scene.chosen[:limit]
+    tried = [tiles[number] for number in np.linspace(0, len(tiles) - 1, min(_TIMED, len(tiles))).astype(int).tolist()]
+    chosen, scene.chosen = scene.chosen, tried
+    try:
+        start = time.perf_counter()
+        asked = list(answer_tiles(model, processor, scene, batch_size=1, num_workers=0, **options))
+        seconds = (time.perf_counter() - start) / len(asked)
+    finally:
+        scene.chosen = chosen
+    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    pair = 2 * 3 * scene.size**2 * 4
+    reading = (num_workers + 1) * 2 * CACHE + 3 * batch_size * pair
+    return [
+        f"memory, by arithmetic: {weights / 2**20:,.0f} MiB of weights and {reading / 2**20:,.0f} MiB for reading, "
+        "beside what Python, its packages and the model's activations take; the scene's size does not matter",
+        f"time, from {len(asked)} tiles one by one: {len(tiles) * seconds / 60:,.1f} minutes for {len(tiles)} tiles "
+        f"({seconds:.2f} s each); batches and reading ahead make it less",
+    ]
