@@ -3,16 +3,15 @@
 import math
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import rasterio
+from affine import Affine
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
-from rasterio.vrt import WarpedVRT
-from rasterio.windows import Window
+from rasterio.warp import reproject
 
 from .grid import Grid, read_grid
 
@@ -94,20 +93,12 @@ class Raster:
         with gdal(), open_raster(path) as dataset:
             self.bands = choose_bands(dataset, bands)
             self.dtype = np.result_type(*(dataset.dtypes[band - 1] for band in self.bands))
-            shrunk = math.sqrt(math.prod(read_grid(dataset).metres()) / math.prod(grid.metres()))
-            self.scale = 1.0 if shrunk > 0.99 else shrunk  # pixels of the grid for one of the raster
-            self.has_alpha = dataset.colorinterp[-1] == ColorInterp.alpha
-        self._opened: tuple[int, ExitStack, WarpedVRT] | None = None
+            self.scale = math.sqrt(math.prod(read_grid(dataset).metres()) / math.prod(grid.metres()))
+        self._opened: tuple[int, DatasetReader] | None = None
 
-    def read(
-        self, left: int, top: int, width: int, height: int, shape: tuple[int, int] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, left: int, top: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
         """
-        A window of the grid, which lies within it.
-
-        Args:
-            left, top, width, height (`int`): of the window, in pixels of the grid.
-            shape (`tuple[int, int]`, *optional*): rows and columns that it is averaged to; overviews are used.
+        A window of the grid.
 
         Returns:
             `tuple[np.ndarray, np.ndarray]`: values `(3, H, W)` of the raster's own type; and `(H, W)`, bool: which
@@ -117,38 +108,55 @@ class Raster:
             ValueError: if the file cannot be read there.
         """
         with gdal():
-            warped = self._warped()
-            try:
-                found = warped.read(
-                    [*self.bands, warped.count],
-                    window=Window(left, top, width, height),
-                    out_shape=None if shape is None else (4, *shape),
-                    resampling=Resampling.nearest if shape is None else Resampling.average,
-                )
-            except RasterioError as error:
-                raise ValueError(f"Cannot read {self.path!r} at column {left}, row {top}: {error}") from error
-        values, alpha = found[:3].astype(self.dtype, copy=False), found[3]
-        return values, (alpha > 0) & np.isfinite(values).all(0)
+            if self._opened is None or self._opened[0] != os.getpid():  # a handle of before a fork is another's
+                self._opened = os.getpid(), open_raster(self.path)
+            transform = self.grid.transform @ Affine.translation(left, top)
+            return self._warp(self._opened[1], transform, (height, width), self.scale)
 
-    def _warped(self) -> WarpedVRT:
-        if self._opened is None or self._opened[0] != os.getpid():  # a handle of the process before a fork is not ours
-            stack = ExitStack()
-            dataset = stack.enter_context(open_raster(self.path))
-            options: dict[str, Any] = {} if self.has_alpha else {"add_alpha": True}
-            # Without these GDAL guesses how much pixels shrink from each window's outline, and blurs what is turned.
-            options |= {"XSCALE": self.scale, "YSCALE": self.scale}
-            warped = WarpedVRT(
-                dataset,
-                crs=self.grid.crs,
-                transform=self.grid.transform,
-                width=self.grid.width,
-                height=self.grid.height,
+    def reduced(self, top: int, height: int, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Rows of the grid, in so many pixels `(H, W)`, of the overview that comes nearest.
+
+        Returns and Raises: as [`read`].
+        """
+        rows, columns = shape
+        shrunk = self.grid.width / columns
+        transform = self.grid.transform @ Affine.translation(0, top) @ Affine.scale(shrunk, height / rows)
+        with gdal(), open_raster(self.path) as dataset:
+            factors = [1, *dataset.overviews(self.bands[0])]
+            level = max(number for number, factor in enumerate(factors) if factor * self.scale <= max(shrunk, 1))
+            if level == 0:
+                return self._warp(dataset, transform, shape, self.scale / shrunk)
+            with rasterio.open(self.path, overview_level=level - 1) as overview:
+                return self._warp(overview, transform, shape, factors[level] * self.scale / shrunk)
+
+    def _warp(
+        self, dataset: DatasetReader, transform: Affine, shape: tuple[int, int], scale: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`scale`: pixels of the result for one of the dataset's."""
+        read = sorted({*self.bands})  # each once; rasterio puts them at the places that they have in the file
+        found = np.zeros((read[-1] + 1, *shape), self.dtype)
+        # Without its scale GDAL guesses how much pixels shrink from each window's outline, and blurs what is turned.
+        scale = 1.0 if scale > 0.99 else scale
+        alpha = dataset.count if dataset.colorinterp[-1] == ColorInterp.alpha else 0
+        try:
+            reproject(
+                rasterio.band(dataset, read),
+                found,
+                dst_transform=transform,
+                dst_crs=self.grid.crs,
+                src_alpha=alpha,
+                dst_alpha=len(found),
                 resampling=Resampling.bilinear,
                 warp_mem_limit=_WARP_MEMORY,
-                **options,
+                XSCALE=scale,
+                YSCALE=scale,
             )
-            self._opened = os.getpid(), stack, stack.enter_context(warped)
-        return self._opened[2]
+        except RasterioError as error:
+            column, row = (round(each) for each in ~self.grid.transform @ (transform.c, transform.f))
+            raise ValueError(f"Cannot read {self.path!r} at column {column}, row {row}: {error}") from error
+        values = found[[band - 1 for band in self.bands]]
+        return values, (found[-1] > 0) & np.isfinite(values).all(0)
 
     def close(self) -> None:
         if self._opened is not None and self._opened[0] == os.getpid():

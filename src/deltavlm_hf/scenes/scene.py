@@ -151,7 +151,7 @@ class Scene:
         for start in range(0, len(rows) - 1, _STRIP):
             few = rows[start : start + _STRIP + 1].tolist()
             shape = len(few) - 1, columns
-            read = [raster.read(0, few[0], width, few[-1] - few[0], shape) for raster in self.rasters]
+            read = [raster.reduced(few[0], few[-1] - few[0], shape) for raster in self.rasters]
             strips.append(self._show([values for values, _ in read], read[0][1] & read[1][1]))
         before, after, valid = (np.concatenate(each) for each in zip(*strips, strict=True))
         return before, after, valid
