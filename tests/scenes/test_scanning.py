@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from geo_rasters import as_reflectance, lay_out, rewarp, write_raster
+from processes import run_python
 
 from deltavlm_hf import ask_pairs
 from deltavlm_hf.cli import main
@@ -178,3 +179,14 @@ def test_a_dry_run_writes_nothing(files, tmp_path, capsys, monkeypatch):
     assert "deltavlm: grid: 288 x 288 pixels of 0.5 x 0.5 m" in said.err
     assert not list(tmp_path.iterdir())
     assert np.isfinite(float(said.out.split("tiles one by one: ")[1].split(" ")[0]))
+
+
+def test_without_the_packages_of_the_extra():
+    code = """
+    import contextlib, sys
+    from deltavlm_hf.cli import main
+    sys.modules["rasterio"] = None
+    with contextlib.redirect_stderr(sys.stdout):
+        main(["scan", "before.tif", "after.tif"])
+    """
+    assert run_python(code) == 'deltavlm: error: Scenes need more packages: pip install "deltavlm-hf[geo]"'
