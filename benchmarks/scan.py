@@ -6,8 +6,8 @@ What a scan costs against the size of the scene: time, peak memory, and what a k
 
 Scenes are generated ones laid side by side: 16 bits, four bands, tiled, half a metre per pixel, with a strip of
 nodata; date 2 is in another UTM zone and resolution. Each is scanned by `deltavlm scan` in a process of its own, is
-killed when half of its tiles are answered, and goes on. Memory is the resident set of each process, sampled every tenth
-of a second.
+killed when half of its tiles are answered, and goes on. Memory is the resident set of each process, sampled every
+tenth of a second.
 """
 
 import argparse
