@@ -13,7 +13,7 @@ import pytest
 import rasterio
 import shapely
 import torch
-from geo_rasters import CORNER, UTM_33, as_reflectance, lay_out, write_raster
+from geo_rasters import CORNER, UTM_33, UTM_34, as_reflectance, lay_out, rewarp, write_raster
 from PIL import Image
 from pyproj import Geod
 
@@ -209,6 +209,8 @@ def test_a_reduced_scene_is_the_scene(files, tmp_path):
         file.build_overviews([2, 4], rasterio.enums.Resampling.average)
     again = Scene(files[0], copy, 96, stretch=(0, 2850)).reduced(96)[1]
     assert np.abs(again[:, 20:].astype(int) - after[:, 20:]).mean() < 6
+    coarse = Scene(files[0], rewarp(files[1], tmp_path / "coarse.tif", UTM_34, 0.8), 96, stretch=(0, 2850))
+    assert np.abs(coarse.reduced(288)[1][:, STRIP:].mean() - after[:, 20:].mean()) < 3
 
 
 def test_tiles_that_several_processes_read_come_in_order(files, tiny_model, tiny_processor):

@@ -123,12 +123,11 @@ class Raster:
         shrunk = self.grid.width / columns
         transform = self.grid.transform @ Affine.translation(0, top) @ Affine.scale(shrunk, height / rows)
         with gdal(), open_raster(self.path) as dataset:
-            factors = [1, *dataset.overviews(self.bands[0])]
-            level = max(number for number, factor in enumerate(factors) if factor * self.scale <= max(shrunk, 1))
-            if level == 0:
+            factors = [factor for factor in dataset.overviews(self.bands[0]) if factor * self.scale <= shrunk]
+            if not factors:
                 return self._warp(dataset, transform, shape, self.scale / shrunk)
-            with rasterio.open(self.path, overview_level=level - 1) as overview:
-                return self._warp(overview, transform, shape, factors[level] * self.scale / shrunk)
+            with rasterio.open(self.path, overview_level=len(factors) - 1) as overview:
+                return self._warp(overview, transform, shape, factors[-1] * self.scale / shrunk)
 
     def _warp(
         self, dataset: DatasetReader, transform: Affine, shape: tuple[int, int], scale: float

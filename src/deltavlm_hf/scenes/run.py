@@ -140,7 +140,7 @@ def sum_up(answers: Sequence[TileAnswer], layers: dict) -> list[str]:
     elif tiles.roads.notna().any():
         lines.append(f"roads: {tiles.roads.sum()}, buildings: {tiles.buildings.sum()}, as answers number them")
         if answers[0].source.facts["tiles_overlap"]:
-            lines[-1] += "; tiles overlap, and what two of them see is counted twice (--overlap 0)"
+            lines[-1] += "; what lies where tiles overlap is counted in each of them"
     return lines
 
 
