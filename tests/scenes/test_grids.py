@@ -119,6 +119,13 @@ def test_what_cannot_be_brought_together_is_refused(options, message, before, gr
         Scene(before, after, SIZE)
 
 
+def test_a_raster_of_the_whole_world_covers_date_1(before, tmp_path):
+    world = np.full((90, 180, 3), 77, np.uint8)
+    path = write_raster(tmp_path / "world.tif", world, Affine(2, 0, -180, 0, -2, 90), "EPSG:4326")
+    before, after, valid = Scene(before, path, SIZE, stretch=(0, 255)).read(0, 0, SIZE)
+    assert valid.all() and (after == 77).all()
+
+
 def test_what_is_no_raster_is_refused(before, tmp_path):
     (tmp_path / "text.tif").write_text("no raster")
     for path in (tmp_path / "text.tif", tmp_path / "nowhere.tif"):

@@ -11,7 +11,7 @@ from rasterio.io import DatasetReader
 
 _LEAST_OVERLAP = 0.01
 _SAME = 0.01  # resolutions that differ by less are one: UTM alone stretches by 0.04 to 0.1 %
-_EDGE_POINTS = 21  # of each edge of a footprint, for it may be curved in another system
+_PARTS = 20  # of each edge of an outline, which may be curved in another system
 
 
 @dataclass(frozen=True)
@@ -123,21 +123,19 @@ def footprint(dataset: DatasetReader, grid: Grid) -> shapely.Geometry:
             1 % of the grid, or nothing.
     """
     own = read_grid(dataset)
-    outline = shapely.segmentize(own.to_ground(own.outline()), _edge(own))
     try:
-        transformer = Transformer.from_crs(CRS(own.crs), CRS(grid.crs), always_xy=True)
-        moved = shapely.transform(outline, lambda x, y: transformer.transform(x, y, errcheck=True), interleaved=False)
+        # By way of date 2's system, which may be that of a far larger raster, all of which date 1's could not hold.
+        shared = _brought(grid.outline(), grid, own).intersection(own.outline())
+        covered = _brought(shared, own, grid).intersection(grid.outline())
     except ProjError as error:
         raise ValueError(
             f"The reference systems of both dates cannot be brought together: {CRS(own.crs).name} of {dataset.name} "
-            f"does not reach into {CRS(grid.crs).name}: {error}"
+            f"and {CRS(grid.crs).name} of date 1 do not reach each other: {error}"
         ) from error
-    covered = shapely.make_valid(grid.to_pixels(moved)).intersection(grid.outline())
     share = covered.area / grid.outline().area
     if share == 0:
         raise ValueError(
-            f"Both dates have no ground in common: {dataset.name} lies at {_bounds(moved)}, date 1 at "
-            f"{_bounds(grid.to_ground(grid.outline()))} ({CRS(grid.crs).name})."
+            f"Both dates have no ground in common: {dataset.name} lies at {_bounds(own)}, date 1 at {_bounds(grid)}."
         )
     if share < _LEAST_OVERLAP:
         raise ValueError(
@@ -147,14 +145,17 @@ def footprint(dataset: DatasetReader, grid: Grid) -> shapely.Geometry:
     return covered
 
 
-def _edge(grid: Grid) -> float:
-    """The length, in coordinates, into which edges are cut."""
-    longest = max(
-        math.hypot(grid.transform.a, grid.transform.d) * grid.width,
-        math.hypot(grid.transform.b, grid.transform.e) * grid.height,
+def _brought(shape: shapely.Geometry, one: Grid, other: Grid) -> shapely.Geometry:
+    """From columns and rows of one grid to those of another; ProjError where that is not defined."""
+    transformer = Transformer.from_crs(CRS(one.crs), CRS(other.crs), always_xy=True)
+    points = shapely.segmentize(shape, max(one.width, one.height) / _PARTS)
+    moved = shapely.transform(
+        one.to_ground(points), lambda x, y: transformer.transform(x, y, errcheck=True), interleaved=False
     )
-    return longest / (_EDGE_POINTS - 1)
+    return shapely.make_valid(other.to_pixels(moved))
 
 
-def _bounds(geometry: shapely.Geometry) -> str:
-    return "[" + ", ".join(f"{value:.8g}" for value in geometry.bounds) + "]"
+def _bounds(grid: Grid) -> str:
+    """Left, bottom, right and top."""
+    found = ", ".join(f"{value:.8g}" for value in grid.to_ground(grid.outline()).bounds)
+    return f"[{found}] in {CRS(grid.crs).name}"

@@ -1,5 +1,6 @@
 """How far the dates differ, as a raster: a cloud-optimised GeoTIFF on date 1's grid."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .grid import read_grid
 from .raster import gdal, open_raster
 from .scene import Scene, TooLittleGround
 
+logger = logging.getLogger(__name__)
+
 _CREATION = {"compress": "deflate", "predictor": 3, "bigtiff": "if_safer"}
 
 
@@ -43,15 +46,13 @@ def write_heat(
     encoded once more for it.
 
     Args:
-        path (`str` or `Path`): of the file, written whole or not at all; what is unknown or was not asked for is NaN.
+        path (`str` or `Path`): of the file, written whole or not at all; what is unknown, cannot be read or was not
+            asked for is NaN.
         model ([`DeltaVLMForConditionalGeneration`]): on any device.
         processor ([`DeltaVLMProcessor`]): the model's.
         scene ([`Scene`]): its tiles are taken.
         limit (`int`, *optional*): only the first so many tiles.
         batch_size, num_workers (`int`, *optional*): see [`answer_tiles`].
-
-    Raises:
-        ValueError: if a file cannot be read.
     """
     path, chosen = Path(path), scene.chosen[:limit]
     with gdal(), placing(path) as new:
@@ -80,10 +81,10 @@ def _draw(
     with rasterio.open(path, "w", **profile, **place, **_CREATION, sparse_ok=True) as file:
         waiting: list[tuple[int, np.ndarray, np.ndarray]] = []
         for index, found in zip(chosen, tqdm(read, desc="heat", total=len(chosen), unit="tile"), strict=True):
-            if isinstance(found, Exception) and not isinstance(found, TooLittleGround):
-                raise found
             if not isinstance(found, Exception):
                 waiting.append((index, *found))
+            elif not isinstance(found, TooLittleGround):
+                logger.warning("%s has no heat: %s", scene.tiling[index].name, found)
             if len(waiting) == batch_size:
                 _write(file, model, scene, waiting)
                 waiting = []
