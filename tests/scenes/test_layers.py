@@ -20,7 +20,7 @@ from pyproj import Geod
 from deltavlm_hf.cli import main
 from deltavlm_hf.scenes import Scene, scan, to_geodataframe
 from deltavlm_hf.scenes.heat import write_heat
-from deltavlm_hf.scenes.layers import make_layers, write_layers
+from deltavlm_hf.scenes.layers import Layers, write_layers
 from deltavlm_hf.scenes.picture import draw_scene
 from deltavlm_hf.scenes.scanning import answer_tiles, open_scene
 
@@ -52,11 +52,10 @@ def masked(make_mask_model, files):
 
 
 def test_a_geopackage_has_its_layers_and_their_styles(answers, tmp_path):
-    (path,) = write_layers(tmp_path / "new" / "scan.gpkg", make_layers(answers))
+    (path,) = write_layers(tmp_path / "new" / "scan.gpkg", Layers(answers))
     layers = geopandas.list_layers(path).dropna()
-    assert dict(zip(layers.name, layers.geometry_type, strict=True)) == dict.fromkeys(
-        ("tiles", "cells", "objects"), "Polygon"
-    )
+    kinds = {"tiles": "Polygon", "cells": "Polygon", "objects": "MultiPolygon"}
+    assert dict(zip(layers.name, layers.geometry_type, strict=True)) == kinds
     changes = [answer.changed for answer in answers]
     tiles, cells = (geopandas.read_file(path, layer=name) for name in ("tiles", "cells"))
     assert tiles.crs == cells.crs == UTM_33 and tiles.is_valid.all() and cells.is_valid.all()
@@ -75,21 +74,21 @@ def test_a_geopackage_has_its_layers_and_their_styles(answers, tmp_path):
         assert (column, default) == ("geom", 1) and "<renderer-v2" in qml
     assert re.findall(r'category .*?value="(\w+)"', styles["tiles"][1]) == ["true", "false", "unknown"]
     assert [each.name for each in path.parent.iterdir()] == ["scan.gpkg"]
-    write_layers(path, make_layers(answers[1:]))  # in place of it, not beside it
+    write_layers(path, Layers(answers[1:]))  # in place of it, not beside it
     assert len(geopandas.read_file(path, layer="tiles")) == 5
 
 
 def test_parquet_and_geojson_are_of_their_standards(answers, tmp_path):
-    layers = make_layers(answers)
+    layers, tiles = Layers(answers), to_geodataframe(answers)
     paths = write_layers(tmp_path / "scan.parquet", layers)
     assert [path.name for path in paths] == ["scan.parquet", "scan_cells.parquet", "scan_objects.parquet"]
     about = json.loads(pyarrow.parquet.read_schema(paths[0]).metadata[b"geo"])
     assert about["version"] == "1.1.0" and about["columns"]["geometry"]["covering"]
-    assert geopandas.read_parquet(paths[0]).drop(columns="bbox", errors="ignore").equals(layers["tiles"])
+    assert geopandas.read_parquet(paths[0]).drop(columns="bbox", errors="ignore").equals(tiles)
     paths = write_layers(tmp_path / "scan.geojson", layers)
     collection = json.loads(paths[0].read_text())
     assert "crs" not in collection and len(collection["features"]) == 6
-    for feature, shape in zip(collection["features"], layers["tiles"].to_crs("EPSG:4326").geometry, strict=True):
+    for feature, shape in zip(collection["features"], tiles.to_crs("EPSG:4326").geometry, strict=True):
         drawn = shapely.geometry.shape(feature["geometry"])
         assert drawn.exterior.is_ccw and 17.9 < drawn.centroid.x < 18.1
         assert drawn.symmetric_difference(shape).area < 1e-3 * shape.area

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,9 +13,8 @@ from tqdm.auto import tqdm
 from ..inference.processes import lock_folder
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
-from .answers import TileAnswer
 from .heat import write_heat
-from .layers import check_output, make_layers, write_layers
+from .layers import WORDS, Layers, check_output, write_layers
 from .page import write_page
 from .picture import draw_scene
 from .raster import CACHE
@@ -99,7 +98,7 @@ def scan_to_files(
             )
             total = len(scene.chosen[:limit])
             found = sorted(tqdm(answers, "tiles", total, unit="tile"), key=lambda answer: answer.tile.index)
-            layers = make_layers(found)
+            layers = Layers(found)
             files = write_layers(outputs.layers, layers)
             if outputs.heat is not None:
                 write_heat(outputs.heat, model, processor, scene, limit=limit, num_workers=num_workers)
@@ -114,7 +113,7 @@ def scan_to_files(
             if not _has_entries(journal):
                 shutil.rmtree(outputs.journal)
     files += [path for path in (outputs.heat, outputs.preview, outputs.html) if path is not None]
-    return Scanned(files, sum_up(found, layers), failed)
+    return Scanned(files, sum_up(layers), failed)
 
 
 def _has_entries(journal: Path) -> bool:
@@ -124,22 +123,26 @@ def _has_entries(journal: Path) -> bool:
         return len(list(islice(file, 2))) == 2
 
 
-def sum_up(answers: Sequence[TileAnswer], layers: dict) -> list[str]:
+def sum_up(layers: Layers) -> list[str]:
     """What was found, in a few lines."""
-    tiles, objects = layers["tiles"], layers["objects"]
-    shares = {what: tiles[tiles.changed == what] for what in ("true", "false", "unknown")}
-    names = {"true": "changed", "false": "unchanged", "unknown": "unknown"}
+    tiles, areas, said = Counter[str](), Counter[str](), Counter[str]()
+    for row in layers.tiles():
+        tiles[row["changed"]] += 1
+        areas[row["changed"]] += row["area_m2"]
+        said.update({name: row[name] for name in ("roads", "buildings") if row[name] is not None})
+    names = dict(zip(WORDS.values(), ("changed", "unchanged", "unknown"), strict=True))
     lines = [
-        f"{len(rows)} of {len(tiles)} tiles {names[what]} ({rows.area_m2.sum() / 1e4:,.2f} ha)"
-        for what, rows in shares.items()
+        f"{tiles[what]} of {tiles.total()} tiles {name} ({areas[what] / 1e4:,.2f} ha)" for what, name in names.items()
     ]
-    if answers[0].source.kinds:
-        for kind in answers[0].source.kinds:
-            rows = objects[objects.kind == kind]
-            lines.append(f"{kind}: {len(rows)} objects, {rows.area_m2.sum():,.0f} m²")
-    elif tiles.roads.notna().any():
-        lines.append(f"roads: {tiles.roads.sum()}, buildings: {tiles.buildings.sum()}, as answers number them")
-        if answers[0].source.facts["tiles_overlap"]:
+    if layers.source.kinds:
+        numbers, found = Counter[str](), Counter[str]()
+        for row in layers.objects():
+            numbers[row["kind"]] += 1
+            found[row["kind"]] += row["area_m2"]
+        lines += [f"{kind}: {numbers[kind]} objects, {found[kind]:,.0f} m²" for kind in layers.source.kinds]
+    elif said:
+        lines.append(f"roads: {said['roads']}, buildings: {said['buildings']}, as answers number them")
+        if layers.source.facts["tiles_overlap"]:
             lines[-1] += "; what lies where tiles overlap is counted in each of them"
     return lines
 
