@@ -112,13 +112,13 @@ def predict_pairs(run: PredictionRun) -> Predicted | None:
 
 @contextmanager
 def _without_remains(folder: Path) -> Iterator[None]:
-    """No folder is left of a run that did not begin, or is done with."""
+    """No folder is left of a run that has answered nothing, or is done with."""
     try:
         yield
     finally:
-        state = process_state()
-        if state.is_main_process and not any(folder.glob("*.jsonl")):
-            shutil.rmtree(folder)
+        if process_state().is_main_process:
+            if not any(path.read_bytes().count(b"\n") > 1 for path in folder.glob("*.jsonl")):
+                shutil.rmtree(folder)
 
 
 def _predict(run: PredictionRun, pairs: PairTable) -> Predicted | None:
