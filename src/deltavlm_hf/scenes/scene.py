@@ -53,7 +53,7 @@ class Scene:
         chosen (`list[int]`): those to ask about.
         stretch ([`Stretch`]): for both dates.
         shift (`tuple[float, float]` or None): how many pixels date 2 lies right of and below date 1, on the median of
-            samples; None where too little could be compared.
+            samples; None where too little could be compared, or samples do not agree.
 
     Raises:
         ValueError: if the dates cannot be brought onto one grid or have no known ground in common, or an argument
@@ -223,7 +223,10 @@ class Scene:
                     found.append(moved)
         if not found:
             return None
-        down, right = -np.median(found, axis=0)  # what is measured is the way back
+        middle = np.median(found, axis=0)
+        if (np.abs(np.array(found) - middle).max(1) <= _LARGEST_SHIFT).mean() < 0.5:
+            return None  # samples of scenes that look alike nowhere agree on nothing
+        down, right = -middle  # what is measured is the way back
         return float(right), float(down)
 
 
