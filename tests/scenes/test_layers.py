@@ -1,6 +1,7 @@
 """What a scan writes: layers that other programs open, a raster, a picture and a page."""
 
 import json
+import pickle
 import re
 import sqlite3
 from contextlib import closing
@@ -195,6 +196,21 @@ def test_all_at_once_from_the_command_line(files, tmp_path, capsys):
     assert "http" not in text.replace("<!doctype", "") and "0..2850" in text
 
 
+def test_objects_from_the_command_line(files, mask_model_folder, tmp_path, capsys):
+    options = ["--max-new-tokens", "2", "--stretch", "0", "2850", "--output", str(tmp_path / "s.gpkg")]
+    options += ["--preview", str(tmp_path / "s.png"), "--html", str(tmp_path / "s.html")]
+    assert main(["scan", *map(str, files), "--model", str(mask_model_folder), *options]) == 0
+    said = capsys.readouterr().out
+    objects = geopandas.read_file(tmp_path / "s.gpkg", layer="objects")
+    for kind in ("road", "building"):
+        found = objects[objects.kind == kind]
+        assert f"{kind}: {len(found)} objects, {found.area_m2.sum():,.0f} m²\n" in said
+    page = Page((tmp_path / "s.html").read_text())
+    assert len(objects) and page.groups == ["tiles", "objects"]
+    with Image.open(tmp_path / "s.png") as image:
+        assert image.width >= 288
+
+
 def test_a_reduced_scene_is_the_scene(files, tmp_path):
     scene = Scene(*files, 96, stretch=(0, 2850))
     before, after, valid = scene.reduced(96)
@@ -216,3 +232,5 @@ def test_tiles_that_several_processes_read_come_in_order(files, tiny_model, tiny
     scene = open_scene(tiny_model, tiny_processor, *files)
     found = answer_tiles(tiny_model, tiny_processor, scene, questions=["binary"], num_workers=2, batch_size=2)
     assert [answer.tile.index for answer in found] == list(range(6))
+    again = pickle.loads(pickle.dumps(scene))  # as where processes are spawned
+    assert all((one == two).all() for one, two in zip(again[4], scene[4], strict=True))

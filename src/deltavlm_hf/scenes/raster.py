@@ -16,7 +16,7 @@ from rasterio.warp import reproject
 from .grid import Grid, read_grid
 
 CACHE = 64 * 2**20  # bytes of decoded blocks that GDAL keeps in each process; its own default grows with the machine
-_WARP_MEMORY = 32  # MiB, for one step of warping
+WARP_MEMORY = 32  # MiB, for one step of warping
 _COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 
 
@@ -147,7 +147,7 @@ class Raster:
                 src_alpha=alpha,
                 dst_alpha=len(found),
                 resampling=Resampling.bilinear,
-                warp_mem_limit=_WARP_MEMORY,
+                warp_mem_limit=WARP_MEMORY,
                 XSCALE=scale,
                 YSCALE=scale,
             )

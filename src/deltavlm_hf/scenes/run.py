@@ -17,7 +17,7 @@ from .heat import write_heat
 from .layers import WORDS, Layers, check_output, write_layers
 from .page import write_page
 from .picture import draw_scene
-from .raster import CACHE
+from .raster import CACHE, WARP_MEMORY
 from .scanning import answer_tiles
 from .scene import Scene
 
@@ -185,7 +185,7 @@ def estimate(
         scene.chosen = chosen
     weights = sum(each.numel() * each.element_size() for each in model.parameters())
     pair = 2 * 3 * scene.size**2 * 4
-    reading = (num_workers + 1) * 2 * CACHE + 3 * batch_size * pair
+    reading = (num_workers + 1) * (CACHE + WARP_MEMORY * 2**20) + 3 * batch_size * pair
     return [
         f"memory, by arithmetic: {weights / 2**20:,.0f} MiB of weights and {reading / 2**20:,.0f} MiB for reading, "
         "beside what Python, its packages and the model's activations take; the scene's size does not matter",
