@@ -23,7 +23,7 @@ _HEAD = """<!doctype html>
 body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1rem; color: #222 }}
 #scene {{ position: relative; max-width: {width}px; aspect-ratio: {width} / {height}; background: #222 }}
 #scene img, #scene svg {{ position: absolute; inset: 0; width: 100%; height: 100% }}
-#scene svg {{ shape-rendering: geometricPrecision }}
+#cells, #objects {{ pointer-events: none }}
 #before {{ clip-path: inset(0 50% 0 0) }}
 #swipe {{ width: 100%; max-width: {width}px; display: block; margin: .5rem 0 }}
 label {{ margin-right: 1rem; white-space: nowrap }}
