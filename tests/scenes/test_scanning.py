@@ -158,6 +158,8 @@ def test_a_scan_that_was_killed_goes_on(files, tmp_path, capsys):
 def test_what_a_scan_cannot_be_is_told(files, tmp_path, capsys):
     for wrong, message in (
         (["--output", str(tmp_path / "scan.shp")], "layers are written as .gpkg, .parquet, .geojson"),
+        (["--preview", str(tmp_path / "scene.gif")], "scene.gif': expected a name that ends with .png or .jpg"),
+        (["--heat", str(files[0])], "is a raster of the scene itself: choose another name"),
         (["--stretch", "high"], "--stretch high: expected two numbers, or `none`"),
         (["--overlap", "1"], "`overlap` is 1.0, expected 0 to 0.9 of a tile"),
         (["--resolution", "-1"], "`resolution` is -1.0, expected metres per pixel"),

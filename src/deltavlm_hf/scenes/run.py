@@ -1,5 +1,6 @@
 """A scan from end to end: asked, written to files, summed up."""
 
+import os
 import shutil
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from .raster import CACHE, WARP_MEMORY
 from .scanning import answer_tiles
 from .scene import Scene
 
+_RASTERS, _PICTURES, _PAGES = (".tif", ".tiff"), (".png", ".jpg", ".jpeg"), (".html", ".htm")
 _TIMED = 4  # tiles that an estimate of time rests on
 
 
@@ -31,12 +33,12 @@ class Outputs:
 
     Attributes:
         layers (`Path`): `.gpkg`, `.parquet` or `.geojson`, see [`write_layers`].
-        heat (`Path`, *optional*): how far the dates differ, a GeoTIFF, see [`write_heat`].
-        preview (`Path`, *optional*): a picture, see [`draw_scene`].
-        html (`Path`, *optional*): a page, see [`write_page`].
+        heat (`Path`, *optional*): how far the dates differ, `.tif`, see [`write_heat`].
+        preview (`Path`, *optional*): a picture, `.png` or `.jpg`, see [`draw_scene`].
+        html (`Path`, *optional*): a page, `.html`, see [`write_page`].
 
     Raises:
-        ValueError: for a suffix that layers do not have.
+        ValueError: for another suffix.
     """
 
     layers: Path
@@ -46,6 +48,14 @@ class Outputs:
 
     def __post_init__(self):
         check_output(self.layers)
+        for path, suffixes in ((self.heat, _RASTERS), (self.preview, _PICTURES), (self.html, _PAGES)):
+            if path is not None and path.suffix.lower() not in suffixes:
+                raise ValueError(f"{str(path)!r}: expected a name that ends with {' or '.join(suffixes)}.")
+
+    @property
+    def files(self) -> list[Path]:
+        """All that are wanted."""
+        return [path for path in (self.layers, self.heat, self.preview, self.html) if path is not None]
 
     @property
     def journal(self) -> Path:
@@ -90,6 +100,10 @@ def scan_to_files(
         ValueError: if an argument cannot be, or the journal is of another scan.
         BlockingIOError: if another run writes the same file.
     """
+    inputs = [raster.path for raster in scene.rasters if os.path.exists(raster.path)]
+    for path in outputs.files:
+        if path.exists() and any(map(path.samefile, inputs)):
+            raise ValueError(f"{str(path)!r} is a raster of the scene itself: choose another name.")
     journal = outputs.journal / "tiles.jsonl"
     with lock_folder(outputs.journal):
         try:
@@ -112,7 +126,7 @@ def scan_to_files(
         finally:
             if not _has_entries(journal):
                 shutil.rmtree(outputs.journal)
-    files += [path for path in (outputs.heat, outputs.preview, outputs.html) if path is not None]
+    files += outputs.files[1:]
     return Scanned(files, sum_up(layers), failed)
 
 
