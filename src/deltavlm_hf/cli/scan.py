@@ -19,7 +19,11 @@ def add(subparsers) -> None:
     add_argument("before", metavar="BEFORE", help="raster of the first date (GeoTIFF, VRT, whatever GDAL opens)")
     add_argument("after", metavar="AFTER", help="raster of the second date, in any reference system and resolution")
     add_argument(
-        "--output", type=Path, default=Path("scan.gpkg"), help=".gpkg, .parquet or .geojson (default: %(default)s)"
+        "--output",
+        type=Path,
+        default=Path("scan.gpkg"),
+        metavar="FILE",
+        help=".gpkg, .parquet or .geojson (default: %(default)s)",
     )
     add_argument("--heat", type=Path, metavar="TIF", help="how far the dates differ, as a cloud-optimised GeoTIFF")
     add_argument("--preview", type=Path, metavar="PNG", help="a picture of the scene with what was found")
@@ -28,14 +32,14 @@ def add(subparsers) -> None:
         "--questions",
         nargs="+",
         metavar="QUESTION",
-        help="default: has anything changed, how much, and in which cells",
+        help="questions, or names of tasks: caption, binary, count, grid, dialogue (default: binary count grid)",
     )
     add_argument("--resolution", type=float, metavar="M", help="metres per pixel (default: the model's, or BEFORE's)")
     add_argument("--bands", type=int, nargs=3, metavar="N", help="red, green and blue (default: as the files say)")
     add_argument(
         "--stretch",
         nargs="+",
-        metavar="LOW HIGH",
+        metavar=("LOW", "HIGH"),
         help="what is black and white at both dates, or `none` (default: percentiles 2 and 98 of both dates together; "
         "8 bits stay as they are)",
     )
