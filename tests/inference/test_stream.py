@@ -1,6 +1,8 @@
 """Many pairs, read ahead of the model in other processes: the answers of `ask_pairs`, and what each failure costs."""
 
+import json
 import os
+import select
 import signal
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from generating import GREEDY
 from processes import run_python
 
 from deltavlm_hf import ChangeSession, ask_pairs, stream_answers
+from deltavlm_hf.inference.stream import read_ahead
 
 QUESTIONS = ("How many new buildings are there in the top left?", "What changed?")
 
@@ -36,6 +39,7 @@ def expected(model, processor, files) -> list:
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 1), (2, 0), (2, 2), (32, 1)])
 def test_answers_are_those_of_ask_pairs(batch_size, num_workers, model, processor, files, expected):
+    assert not list(stream_answers(model, processor, files, QUESTIONS, indices=[], num_workers=num_workers))
     order = [4, 2, 0, 3]
     options = {"batch_size": batch_size, "num_workers": num_workers, **GREEDY}
     found = list(stream_answers(model, processor, files, QUESTIONS, indices=order, **options))
@@ -140,6 +144,30 @@ def test_masks_come_with_the_words(backbone, make_mask_model, files):
     assert masks[0].dtype == np.float32 and not np.array_equal(*masks)
     assert [each.answers for each in found[:2]] == list(ask_pairs(model, processor, files[:2], QUESTIONS, **GREEDY))
     assert found[2].mask is None and "cannot read" in str(found[2].error)
+
+
+def read_much(index: int):
+    """More than a pipe holds; says which process it was."""
+    return os.getpid(), np.zeros(10**6)
+
+
+def test_no_process_outlives_a_run_that_was_killed():
+    """Nor what they hold open, for which whoever started the run may wait."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        items = read_ahead(read_much, range(20), 2)
+        os.write(writer, json.dumps([next(items)[0], next(items)[0]]).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.close(writer)
+    said, part = b"", b"some"
+    while part:
+        assert select.select([reader], [], [], 60)[0], "a process still holds the pipe"
+        part = os.read(reader, 4096)  # in the end nothing: the last process has closed it
+        said += part
+    os.close(reader)
+    os.waitpid(child, 0)
+    assert len(set(json.loads(said))) == 2
 
 
 @pytest.mark.slow

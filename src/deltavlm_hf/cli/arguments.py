@@ -20,6 +20,12 @@ def positive_integer(text: str) -> int:
     return int(text)
 
 
+def whole_number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text!r}")
+    return int(text)
+
+
 def add_pair(command: argparse.ArgumentParser) -> None:
     command.add_argument("before", metavar="BEFORE", help="image of the first date: a path or a URL")
     command.add_argument("after", metavar="AFTER", help="image of the second date")
@@ -34,6 +40,16 @@ def add_model(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     command.add_argument("--max-new-tokens", type=positive_integer, metavar="N", help="default: the model's own")
+
+
+def add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--workers",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="processes that read images, ahead of the model; 0: none but the model's own (default: %(default)s)",
+    )
 
 
 def generate_kwargs(args: argparse.Namespace) -> dict[str, int]:

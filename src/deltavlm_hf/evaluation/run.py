@@ -44,6 +44,7 @@ class EvaluationRun:
         train_captions (`str` or `Path`, *optional*): a file of captions, for `levir-words`.
         baselines (`Sequence[str]`, *optional*): what stands beside the model, some of [`BASELINES`].
         batch_size (`int`, *optional*, defaults to 16).
+        workers (`int`, *optional*, defaults to 1): processes that read images; with 0 the model's own does.
         device (`str`, *optional*, defaults to `"auto"`).
         dtype (`str`, *optional*, defaults to `"auto"`): by default as saved.
         quantization_config (*optional*): such as [`four_bit_config`]'s.
@@ -69,6 +70,7 @@ class EvaluationRun:
     train_captions: str | Path | None = None
     baselines: Sequence[str] = ()
     batch_size: int = 16
+    workers: int = 1
     device: str = "auto"
     dtype: str = "auto"
     quantization_config: Any = None
@@ -204,6 +206,7 @@ def _predict(
             folder,
             {"system": name, "made_of": made_of, **run.settings},
             batch_size=run.batch_size,
+            num_workers=run.workers,
             own_history=not run.right_history,
             verbatim_questions=run.verbatim_questions,
         )

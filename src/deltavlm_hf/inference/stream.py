@@ -1,9 +1,12 @@
 """Questions about many pairs, whose images are read and resized in other processes, ahead of the model."""
 
+import multiprocessing
+import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -156,6 +159,7 @@ def read_ahead(
     Raises:
         OSError: if one of the processes dies.
     """
+    num_workers = min(num_workers, len(indices))
     loader = DataLoader(
         _Reading(read),
         batch_size=None,
@@ -163,6 +167,7 @@ def read_ahead(
         collate_fn=_as_it_is,  # arrays, not tensors: these would take /dev/shm, which is small in containers
         num_workers=num_workers,
         prefetch_factor=-(-ahead // num_workers) if num_workers else None,
+        worker_init_fn=_end_with_parent,
         generator=torch.Generator(),  # not the global one, on which sampled answers depend
     )
     items = iter(loader)
@@ -196,6 +201,18 @@ def _portable(error: Exception) -> Exception:
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
+
+
+def _end_with_parent(worker: int) -> None:
+    """A process that has more to hand over than a pipe holds would wait for a parent that was killed, for good."""
+    Thread(target=_wait_and_exit, daemon=True).start()
+
+
+def _wait_and_exit() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _as_it_is(item: Any) -> Any:
