@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .arguments import FAILED, add_command, add_model, generate_kwargs, load, positive_integer
+from .arguments import FAILED, add_command, add_model, add_workers, generate_kwargs, load, positive_integer
 
 
 def add(subparsers) -> None:
@@ -58,9 +58,7 @@ def add(subparsers) -> None:
     add_argument("--limit", type=positive_integer, metavar="N", help="only the first N tiles")
     add_argument("--dry-run", action="store_true", help="say what it would take, write nothing")
     add_argument("--batch-size", type=positive_integer, default=32, metavar="N", help="default: %(default)s")
-    add_argument(
-        "--workers", type=positive_integer, default=1, metavar="N", help="processes that read (default: %(default)s)"
-    )
+    add_workers(command)
     add_model(command)
 
 
