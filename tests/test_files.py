@@ -2,7 +2,7 @@
 
 import pytest
 
-from deltavlm_hf.files import making, replacing, write_bytes, write_text, writing
+from deltavlm_hf.files import making, placing, replacing, write_bytes, write_text, writing
 
 
 def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
@@ -21,6 +21,22 @@ def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
     assert path.read_bytes() == b"new\n"
     write_bytes(path, b"\x00\r\n")
     assert path.read_bytes() == b"\x00\r\n"
+
+
+def test_what_a_library_writes_takes_its_place_when_it_is_complete(tmp_path):
+    path = tmp_path / "new" / "map.gpkg"
+    with placing(path) as new:
+        assert new.suffix == ".gpkg" and new.parent == path.parent and not new.exists()
+        new.write_bytes(b"old")
+    with pytest.raises(RuntimeError), placing(path) as new:
+        new.write_bytes(b"half of the n")
+        raise RuntimeError
+    assert path.read_bytes() == b"old" and [each.name for each in path.parent.iterdir()] == ["map.gpkg"]
+    new.write_bytes(b"left by a kill")
+    with placing(path) as new:
+        assert not new.exists()
+        new.write_bytes(b"new")
+    assert path.read_bytes() == b"new" and [each.name for each in path.parent.iterdir()] == ["map.gpkg"]
 
 
 def test_a_new_folder_is_not_there_until_it_is_complete(tmp_path):

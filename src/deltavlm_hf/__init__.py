@@ -24,6 +24,7 @@ _MODULES = {
     "convert_original_checkpoint": "hub.conversion",
     "predict_mask": "inference",
     "replacing": "files",
+    "stream_answers": "inference",
 }
 
 __all__ = [*_MODULES, "small", "tiny"]

@@ -42,6 +42,25 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
         file.write(content)
 
 
+@contextmanager
+def placing(path: str | os.PathLike) -> Iterator[Path]:
+    """
+    For what other libraries write by a file's name: the path of a file of another name and the same ending, which
+    takes its place at the end.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial.unlink(missing_ok=True)  # such libraries add to what is there
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def replacing(folder: str | os.PathLike) -> AbstractContextManager[str]:
     """
     A folder to write to, whose files go to `folder` at the end, all or none: see [`~modeling.saving.replacing`], which

@@ -50,12 +50,12 @@ class Journal:
                     "folder or name."
                 )
 
-    def append(self, entry: dict[str, Any]) -> None:
-        """Writes an entry and waits until it is on the disk."""
+    def append(self, *entries: dict[str, Any]) -> None:
+        """Writes entries and waits until they are on the disk."""
         with self._lock, self.path.open("a+b") as file:
             _cut_off_half_a_line(file)
-            _write(file, entry)
-        self.entries[self._name(entry)] = entry
+            _write(file, *entries)
+        self.entries |= {self._name(entry): entry for entry in entries}
 
     def _name(self, entry: dict[str, Any]) -> tuple:
         return tuple(entry[field] for field in self.key)
@@ -70,7 +70,7 @@ def _cut_off_half_a_line(file: BinaryIO) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _write(file: BinaryIO, line: dict[str, Any]) -> None:
-    file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+def _write(file: BinaryIO, *lines: dict[str, Any]) -> None:
+    file.write(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
     file.flush()
     os.fsync(file.fileno())

@@ -30,9 +30,10 @@ from deltavlm_hf.evaluation import (
     predict,
     write_report,
 )
-from deltavlm_hf.evaluation.answering import identify, lock_folder
 from deltavlm_hf.inference import answer
+from deltavlm_hf.inference.identity import identify
 from deltavlm_hf.inference.loading import load_model
+from deltavlm_hf.inference.processes import lock_folder
 
 SEED = 4_500_000  # beyond all that the shipped model was trained or tested on
 
@@ -136,7 +137,7 @@ def test_validation_during_training_asks_as_training_does(model, processor, rows
 def test_each_pair_is_encoded_once(model, processor, rows, tmp_path):
     watched = Watched(model, processor)
     shuffled = rows.shuffle(seed=0)  # rows of a pair need not stand together
-    predict(watched, shuffled, tmp_path, {}, batch_size=4)
+    predict(watched, shuffled, tmp_path, {}, batch_size=4, num_workers=2)
     assert watched.encoded == 6
     assert len(watched.asked) == 6 * (5 + 3)
 
@@ -193,7 +194,7 @@ def test_images_of_every_fault_cost_their_own_records_only(tmp_path):
         return row
 
     rows = undecoded(whole).map(break_image, with_indices=True)
-    found = predict(make_baseline("no-change", None), rows, tmp_path / "answers", {}, batch_size=4)
+    found = predict(make_baseline("no-change", None), rows, tmp_path / "answers", {}, batch_size=4, num_workers=1)
     assert ["error" in entry for entry in found] == [True] * 2 * len(names) + [False] * 2
     for entry, name in zip(found[::2], names, strict=False):
         assert name in entry["error"]

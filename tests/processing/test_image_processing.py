@@ -2,17 +2,22 @@
 
 import base64
 import io
+import logging
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 from safetensors.torch import load_file
+from tiffs import tiff
 from torch.masked import masked_tensor
 
 from deltavlm_hf.processing.image_processing_deltavlm import DeltaVLMImageProcessor
@@ -181,6 +186,84 @@ def test_16_bit_is_scaled_and_not_clipped(tmp_path):
     sources += [deep.astype(">u2"), torch.from_numpy(deep), Image.fromarray(deep.astype(np.int32))]
     for source in sources:
         np.testing.assert_array_equal(to_rgb(source), expected)
+
+
+REFLECTANCE = (300 + 10 * RGB.astype(np.int64)).astype(np.uint16)  # 300 to 2,850, as a satellite's
+
+
+@pytest.mark.parametrize("kind", ["u2", "i2", "i4", "f4", "f8"])
+def test_one_stretch_for_both_dates(kind):
+    values = REFLECTANCE.astype(kind)
+    np.testing.assert_array_equal(to_rgb(values, stretch=(300, 2850)), RGB)
+    np.testing.assert_array_equal(to_rgb(torch.from_numpy(values), stretch=(300, 2850)), RGB)
+    darker, brighter = RAW((values, values + values), stretch=[300, 2850], return_tensors="np")["pixel_values"][0]
+    assert brighter.mean() > darker.mean() + 50 and brighter.max() == 255, "neither is stretched by itself"
+    clipped = to_rgb(values, stretch=(1000, 2000))
+    assert (clipped[values <= 1000] == 0).all() and (clipped[values >= 2000] == 255).all()
+
+
+def test_a_stretch_leaves_8_bits_as_they_are(png):
+    for source in (RGB, png, Image.fromarray(RGB)):
+        np.testing.assert_array_equal(to_rgb(source, stretch=(300, 2850)), RGB)
+    np.testing.assert_array_equal(to_rgb(RGB > 100, stretch=(300, 2850)), (RGB > 100) * 255)
+
+
+def test_a_stretch_is_saved_with_the_processor(tmp_path):
+    DeltaVLMImageProcessor(stretch=(300, 2850)).save_pretrained(tmp_path)
+    assert list(DeltaVLMImageProcessor.from_pretrained(tmp_path).stretch) == [300, 2850]
+    assert "stretch" not in PROCESSOR.to_dict()
+
+
+@pytest.mark.parametrize("wrong", [(5, 5), (9, 1), (1,), (1, 2, 3), (0, float("nan"))])
+def test_a_stretch_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match="pair 1, before image: `stretch` is .*, expected two numbers"):
+        to_rgb(REFLECTANCE, stretch=wrong)
+    with pytest.raises(ValueError, match="found NaN"):
+        to_rgb(np.full((4, 4), np.nan), stretch=(0, 1))
+
+
+def deep_colours(kind: str) -> bytes:
+    """Colours of 16 bits in a file, of which Pillow gives 8."""
+    bands = np.moveaxis(REFLECTANCE, -1, 0)
+    if kind == "png":  # which Pillow cannot write
+        rows = b"".join(b"\0" + row.tobytes() for row in REFLECTANCE.astype(">u2"))
+        parts = {b"IHDR": struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0), b"IDAT": zlib.compress(rows), b"IEND": b""}
+        chunks = (name + content for name, content in parts.items())
+        checked = (struct.pack(">I", len(each) - 4) + each + struct.pack(">I", zlib.crc32(each)) for each in chunks)
+        return b"\x89PNG\r\n\x1a\n" + b"".join(checked)
+    return tiff(bands, compression=kind)
+
+
+@pytest.mark.parametrize("kind", ["raw", "deflate", "png"])
+def test_16_bit_colours_of_which_pillow_gives_8_are_not_stretched(kind):
+    data = deep_colours(kind)
+    for source in (data, Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal(to_rgb(source), REFLECTANCE >> 8)
+        with pytest.raises(ValueError, match="before image: its colours have 16 bits, of which Pillow gives 8"):
+            RAW((data, RGB), stretch=(300, 2850))
+
+
+def test_16_bits_that_are_hardly_used_are_told_once():
+    for dark in (REFLECTANCE, REFLECTANCE[..., 0], deep_colours("raw"), deep_colours("png")):
+        assert len(warned(dark, dark)) == 1
+    for plain in (REFLECTANCE * np.uint16(20), RGB, RGB[..., :1]):
+        assert not warned(plain)
+
+
+def warned(*sources) -> list[str]:
+    """What is logged of 16 bits when these images are read one after another."""
+    logger = logging.getLogger("deltavlm_hf.processing.image_processing_deltavlm")
+    transformers.utils.logging.warning_once.cache_clear()
+    records: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        for source in sources:
+            to_rgb(source)
+    finally:
+        logger.removeHandler(handler)
+    return [record for record in records if "16-bit image" in record]
 
 
 def test_float_is_scaled_and_not_clipped(tmp_path):

@@ -1,21 +1,17 @@
 """Evidence and answers drawn over images."""
 
 from collections.abc import Sequence
-from itertools import cycle
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..data.masks import class_values
+from ..data.masks import class_colours, class_values
 from ..data.rules import CELLS
 
 MOST = 0.75  # how much of the image the strongest heat covers
 _RAMP = np.array(
     [[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]], np.float32
 )  # dark to light
-_ROAD, _BUILDING = (255, 196, 0), (0, 174, 255)
-_COLOURS = {"road": ("yellow", _ROAD), "building": ("blue", _BUILDING)}
-_OTHER_COLOURS = (("red", (255, 40, 60)), ("green", (60, 220, 90)), ("violet", (190, 90, 255)), ("white", (255,) * 3))
 
 
 def overlay_heat(image: Image.Image, heat: np.ndarray, top: float | None = None) -> Image.Image:
@@ -60,9 +56,9 @@ def overlay_mask(image: Image.Image, mask: np.ndarray, classes: Sequence[str]) -
     """
     found = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
     pixels = np.array(image.convert("RGB"))
-    others, legend = cycle(_OTHER_COLOURS), []
+    colours, legend = class_colours(classes), []
     for kind, value in class_values(classes).items():
-        name, colour = _COLOURS.get(kind) or next(others)
+        name, colour = colours[kind]
         pixels[found == value] = (1 - MOST) * pixels[found == value] + MOST * np.array(colour)
         legend.append(f"{kind} {name}")
     return Image.fromarray(pixels), ", ".join(legend)
@@ -84,7 +80,8 @@ def draw_cells(image: Image.Image, roads: np.ndarray, buildings: np.ndarray) -> 
     for part in (1, 2):
         canvas.line([(width * part / 3, 0), (width * part / 3, height)], "white", max(1, line // 2))
         canvas.line([(0, height * part / 3), (width, height * part / 3)], "white", max(1, line // 2))
-    for cells, colour, inset in ((roads, _ROAD, line), (buildings, _BUILDING, 3 * line)):
+    (_, road), (_, building) = class_colours(("road", "building")).values()
+    for cells, colour, inset in ((roads, road, line), (buildings, building, 3 * line)):
         for index in np.flatnonzero(cells[: len(CELLS)]):
             row, column = divmod(int(index), 3)
             left, top = width * column / 3 + inset, height * row / 3 + inset

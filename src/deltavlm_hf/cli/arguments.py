@@ -20,6 +20,12 @@ def positive_integer(text: str) -> int:
     return int(text)
 
 
+def whole_number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text!r}")
+    return int(text)
+
+
 def add_pair(command: argparse.ArgumentParser) -> None:
     command.add_argument("before", metavar="BEFORE", help="image of the first date: a path or a URL")
     command.add_argument("after", metavar="AFTER", help="image of the second date")
@@ -36,6 +42,16 @@ def add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max-new-tokens", type=positive_integer, metavar="N", help="default: the model's own")
 
 
+def add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--workers",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="processes that read images, ahead of the model; 0: none but the model's own (default: %(default)s)",
+    )
+
+
 def generate_kwargs(args: argparse.Namespace) -> dict[str, int]:
     return {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
 
@@ -50,13 +66,20 @@ def hide_progress_bars() -> None:
 
 def load(args: argparse.Namespace):
     """The model and processor of [`add_model`]'s arguments; of one inside the package it is said what it knows."""
-    from ..inference.loading import NOTES, load_model
+    from ..inference.loading import load_model
 
     hide_progress_bars()
     loaded = load_model(args.model, args.device)
-    if args.model in NOTES:
-        print(f"deltavlm: {NOTES[args.model]}", file=sys.stderr)
+    tell_note(args.model)
     return loaded
+
+
+def tell_note(model: str) -> None:
+    """What is to be known of a model inside the package, where it answers."""
+    from ..inference.loading import NOTES
+
+    if model in NOTES:
+        print(f"deltavlm: {NOTES[model]}", file=sys.stderr)
 
 
 def open_session(args: argparse.Namespace):

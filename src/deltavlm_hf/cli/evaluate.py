@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .arguments import FAILED, add_command, hide_progress_bars, positive_integer
+from .arguments import FAILED, add_command, add_workers, hide_progress_bars, positive_integer
 
 _BASELINES = ("no-change", "majority", "nearest")
 
@@ -33,6 +33,7 @@ def add(subparsers) -> None:
     add_argument("--train-captions", type=Path, metavar="FILE", help="captions JSON, for levir-words")
     add_argument("--baselines", nargs="+", default=(), choices=_BASELINES, metavar="NAME", help=", ".join(_BASELINES))
     add_argument("--batch-size", type=positive_integer, default=16, metavar="N", help="default: %(default)s")
+    add_workers(command)
     add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: as saved)")
     add_argument("--load-in-4bit", action="store_true", help="quantise the language model (bitsandbytes)")

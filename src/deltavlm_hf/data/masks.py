@@ -1,6 +1,7 @@
 """Change masks as what a model learns from, and what it predicts: one map for each class."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,15 @@ from scipy import ndimage
 
 from ..processing.reading import READING_ERRORS, image_size, read_image
 from .rules import CLASSES, THREE_BY_THREE, load_mask
+
+_COLOURS = {"road": ("yellow", (255, 196, 0)), "building": ("blue", (0, 174, 255))}
+_OTHER_COLOURS = (("red", (255, 40, 60)), ("green", (60, 220, 90)), ("violet", (190, 90, 255)), ("white", (255,) * 3))
+
+
+def class_colours(classes: Sequence[str]) -> dict[str, tuple[str, tuple[int, int, int]]]:
+    """For each class the name of its colour, and the colour, red, green and blue, as pictures and maps have it."""
+    others = cycle(_OTHER_COLOURS)
+    return {kind: _COLOURS.get(kind) or next(others) for kind in classes}
 
 
 def check_classes(classes: Sequence[str]) -> None:

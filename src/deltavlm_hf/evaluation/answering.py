@@ -3,48 +3,31 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
-from transformers.utils.hub import resolve_revision
 
 from ..data.rows import turns_of, undecoded
 from ..inference import answer, encode
+from ..inference.processes import lock_folder, process_state
+from ..inference.stream import read_ahead
 from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration
-from ..modeling.weight_sources import digest
 from ..processing import DeltaVLMProcessor
 from ..processing.conversation import Turn
-from ..processing.reading import READING_ERRORS, read_image
+from ..processing.reading import read_image
 
 logger = logging.getLogger(__name__)
 
 Pair = tuple[Image.Image, Image.Image]
 _KEY = ("index",)
-# Of a folder, what a model and its processor are loaded from.
-_SETTINGS = (
-    "config.json",
-    "generation_config.json",
-    "*processor_config.json",
-    "*.jinja",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.index.json",
-)
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 class Answerer(Protocol):
@@ -93,54 +76,6 @@ class ModelAnswerer:
         )
 
 
-def process_state() -> PartialState:
-    """Which of how many processes this is; on the CPU accelerate must be told to look for others."""
-    return PartialState(cpu=not torch.cuda.is_available())
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """
-    While this run, all of its processes together, is the only one that answers into a folder.
-
-    Raises:
-        BlockingIOError: if another run does. One that was killed does not count.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        is_taken = [False]
-        if process_state().is_main_process:
-            try:  # entered once more by `predict`, where the command line holds it already
-                stack.enter_context(FileLock(folder / "predictions.lock", timeout=0, is_singleton=True))
-            except Timeout:
-                is_taken = [True]
-        if broadcast_object_list(is_taken)[0]:
-            raise BlockingIOError(f"Another run is answering into {folder}: wait for it, or choose another folder.")
-        yield
-
-
-def identify(model: DeltaVLMForConditionalGeneration) -> list[str]:
-    """
-    What changes when the model or its processor do: of a Hub id the commit, of a folder its files. The same of each
-    place that a small checkpoint points to.
-    """
-    places = [(model.config.name_or_path, model.weights_revision)]
-    for source in model.config.weight_sources or []:
-        revision = resolve_revision(source["name_or_path"], source.get("revision"))
-        places.append((source["name_or_path"], getattr(revision, "resolved", revision)))
-    return [f"{name}: {_digest_files(Path(name)) if os.path.isdir(name) else revision}" for name, revision in places]
-
-
-def _digest_files(folder: Path) -> str:
-    found: list[tuple] = []
-    for place in (folder, folder / "qformer_tokenizer"):
-        for pattern in _SETTINGS:
-            files = [path for path in place.glob(pattern) if path.is_file()]
-            found += [(str(path.relative_to(folder)), path.read_bytes()) for path in files]
-    found += [(path.name, digest(path)) for pattern in _WEIGHTS for path in folder.glob(pattern)]
-    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()[:16]
-
-
 def predict(
     answerer: Answerer,
     rows: datasets.Dataset,
@@ -148,6 +83,7 @@ def predict(
     settings: dict[str, Any],
     *,
     batch_size: int = 8,
+    num_workers: int = 0,
     own_history: bool = True,
     verbatim_questions: bool = False,
 ) -> list[dict[str, Any]]:
@@ -164,6 +100,7 @@ def predict(
         folder (`str` or `Path`): where predictions go.
         settings (`dict`): what names the run; a folder with predictions of another is refused.
         batch_size (`int`, *optional*, defaults to 8): pairs encoded at once, and questions asked at once.
+        num_workers (`int`, *optional*, defaults to 0): processes that read images, ahead of what answers.
         own_history (`bool`, *optional*, defaults to `True`): put the model's own earlier answers before the next
             question of a dialogue, not the right ones.
         verbatim_questions (`bool`, *optional*, defaults to `False`): ask a question that stands alone without the
@@ -177,8 +114,9 @@ def predict(
         ValueError: if the folder has predictions of something else.
         BlockingIOError: if another run is answering into the folder.
     """
+    form = {"own_history": own_history, "verbatim_questions": verbatim_questions}
     with lock_folder(Path(folder)):
-        return _predict(answerer, rows, Path(folder), settings, batch_size, own_history, verbatim_questions)
+        return _predict(answerer, rows, Path(folder), settings, batch_size, num_workers, **form)
 
 
 def _predict(
@@ -187,11 +125,10 @@ def _predict(
     folder: Path,
     settings: dict[str, Any],
     batch_size: int,
-    own_history: bool,
-    verbatim_questions: bool,
+    num_workers: int,
+    **form: bool,
 ) -> list[dict[str, Any]]:
     state = process_state()
-    form = {"own_history": own_history, "verbatim_questions": verbatim_questions}
     settings = {**settings, "rows": digest_rows(rows), **form}
     before = _read(folder, settings)
     if before and state.is_main_process:
@@ -203,14 +140,17 @@ def _predict(
     chunks = list(_chunks(group_by_pair(rows), batch_size))
     mine = chunks[state.process_index :: state.num_processes]
     waiting = [[[i for i in pair if "answers" not in before.get(i, {})] for pair in chunk] for chunk in mine]
+    waiting = [[pair for pair in chunk if pair] for chunk in waiting]
     total = sum(len(pair) for chunk in waiting for pair in chunk)
+    first = [pair[0] for chunk in waiting for pair in chunk]
+    images = read_ahead(_ImageReader(rows), first, num_workers, ahead=2 * batch_size)
     with tqdm(total=total, desc="answers", unit="record", disable=not state.is_main_process) as bar:
         for chunk in waiting:
-            todo = [pair for pair in chunk if pair]
+            read = list(zip(chunk, islice(images, len(chunk)), strict=True))
             try:
-                entries = list(_answer_chunk(answerer, rows, todo, batch_size, **form))
+                entries = list(_answer_chunk(answerer, rows, read, batch_size, **form))
             except Exception:  # find out which of the pairs it was
-                entries = [entry for pair in todo for entry in _answer_pair(answerer, rows, pair, batch_size, **form)]
+                entries = [entry for each in read for entry in _answer_pair(answerer, rows, each, batch_size, **form)]
             for entry in entries:
                 journal.append(entry)
                 bar.update()
@@ -253,33 +193,48 @@ def _chunks(pairs: list[list[int]], size: int) -> Iterator[list[list[int]]]:
         yield pairs[start : start + size]
 
 
+@dataclass(frozen=True)
+class _ImageReader:
+    """Reads a row's pair; rows are [`undecoded`]."""
+
+    rows: datasets.Dataset
+
+    def __call__(self, index: int) -> Pair:
+        row = self.rows[index]
+        before, after = (read_image(row[date]).copy() for date in ("before", "after"))  # copies have no open file
+        return before, after
+
+
 def _answer_pair(
-    answerer: Answerer, rows: datasets.Dataset, pair: list[int], batch_size: int, **form: bool
+    answerer: Answerer, rows: datasets.Dataset, read: tuple[list[int], Pair | Exception], batch_size: int, **form: bool
 ) -> list[dict[str, Any]]:
     """Answers all rows about one pair, or says for each why not."""
     try:
-        return list(_answer_chunk(answerer, rows, [pair], batch_size, **form))
+        return list(_answer_chunk(answerer, rows, [read], batch_size, **form))
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        found = [{"index": index, **{key: rows[index][key] for key in ("id", "task")}} for index in pair]
+        found = [{"index": index, **{key: rows[index][key] for key in ("id", "task")}} for index in read[0]]
         return [{**entry, "error": reason} for entry in found]
 
 
 def _answer_chunk(
-    answerer: Answerer, rows: datasets.Dataset, pairs: list[list[int]], batch_size: int, **form: bool
+    answerer: Answerer,
+    rows: datasets.Dataset,
+    read: list[tuple[list[int], Pair | Exception]],
+    batch_size: int,
+    **form: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Answers all rows about some pairs; what fails is told apart and does not stop the others."""
+    """Answers all rows about some pairs, as read; what fails is told apart and does not stop the others."""
     images: list[Pair] = []
     which: dict[int, int] = {}  # row -> number of its pair among the images
     errors: dict[int, str] = {}
-    for pair in pairs:
-        row = rows[pair[0]]
-        try:
-            images.append((read_image(row["before"]), read_image(row["after"])))
-            which.update(dict.fromkeys(pair, len(images) - 1))
-        except READING_ERRORS as error:
-            errors.update(dict.fromkeys(pair, f"{type(error).__name__}: {error}"))
-    records = {index: rows[index] for pair in pairs for index in pair}
+    for pair, what in read:
+        if isinstance(what, Exception):
+            errors.update(dict.fromkeys(pair, f"{type(what).__name__}: {what}"))
+        else:
+            which.update(dict.fromkeys(pair, len(images)))
+            images.append(what)
+    records = {index: rows[index] for pair, _ in read for index in pair}
     turns = {index: turns_of(row) for index, row in records.items()}
     answers: dict[int, list[str]] = {index: [] for index in which}
     encoded = answerer.encode(images) if images else None

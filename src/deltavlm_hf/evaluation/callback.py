@@ -7,8 +7,9 @@ from pathlib import Path
 import datasets
 from transformers import TrainerCallback
 
+from ..inference.processes import process_state
 from ..processing import DeltaVLMProcessor
-from .answering import ModelAnswerer, predict, process_state
+from .answering import ModelAnswerer, predict
 from .captions import Protocol
 from .masks import score_pixels, see_masks
 from .score import evaluate_predictions

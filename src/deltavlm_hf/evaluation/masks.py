@@ -19,10 +19,11 @@ from ..data.questions import format_count, format_grid, parse_count, parse_grid,
 from ..data.rows import undecoded
 from ..data.rules import CLASSES, Facts, Thresholds, read_facts
 from ..inference import predict_mask
+from ..inference.processes import process_state
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from ..processing.reading import READING_ERRORS, read_image
-from .answering import group_by_pair, process_state
+from .answering import group_by_pair
 from .metrics import bootstrap_interval
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,10 @@ import datasets
 from ..data import TASKS, load_changechat, load_generated
 from ..data.build import read_captions
 from ..data.rows import first_rows
+from ..inference.identity import identify
 from ..inference.loading import load_model
-from .answering import ModelAnswerer, digest_rows, identify, lock_folder, predict, process_state
+from ..inference.processes import lock_folder, own_device, process_state
+from .answering import ModelAnswerer, digest_rows, predict
 from .baselines import BASELINES, make_baseline
 from .captions import Protocol, has_java, make_vocabulary
 from .masks import SeenMasks, answers_of_masks, score_agreement, score_pixels, see_masks
@@ -42,6 +44,7 @@ class EvaluationRun:
         train_captions (`str` or `Path`, *optional*): a file of captions, for `levir-words`.
         baselines (`Sequence[str]`, *optional*): what stands beside the model, some of [`BASELINES`].
         batch_size (`int`, *optional*, defaults to 16).
+        workers (`int`, *optional*, defaults to 1): processes that read images; with 0 the model's own does.
         device (`str`, *optional*, defaults to `"auto"`).
         dtype (`str`, *optional*, defaults to `"auto"`): by default as saved.
         quantization_config (*optional*): such as [`four_bit_config`]'s.
@@ -67,6 +70,7 @@ class EvaluationRun:
     train_captions: str | Path | None = None
     baselines: Sequence[str] = ()
     batch_size: int = 16
+    workers: int = 1
     device: str = "auto"
     dtype: str = "auto"
     quantization_config: Any = None
@@ -193,10 +197,7 @@ def _predict(
             answerer: Any = make_baseline(name, training)
             made_of: Any = None if training is None else digest_rows(training)
         else:
-            state, device = process_state(), run.device
-            if device == "auto" and state.num_processes > 1:
-                device = str(state.device)  # a whole model for each process
-            model, processor = load_model(name, device, run.dtype, run.quantization_config)
+            model, processor = load_model(name, own_device(run.device), run.dtype, run.quantization_config)
             answerer = ModelAnswerer(model, processor, **run.generate_kwargs)
             made_of = identify(model)
         predictions = predict(
@@ -205,6 +206,7 @@ def _predict(
             folder,
             {"system": name, "made_of": made_of, **run.settings},
             batch_size=run.batch_size,
+            num_workers=run.workers,
             own_history=not run.right_history,
             verbatim_questions=run.verbatim_questions,
         )

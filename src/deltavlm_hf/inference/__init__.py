@@ -3,5 +3,6 @@
 from .asking import answer, ask_pairs, encode
 from .masks import predict_mask
 from .session import ChangeSession
+from .stream import Answered, stream_answers
 
-__all__ = ["ChangeSession", "answer", "ask_pairs", "encode", "predict_mask"]
+__all__ = ["Answered", "ChangeSession", "answer", "ask_pairs", "encode", "predict_mask", "stream_answers"]

@@ -1,18 +1,20 @@
 """Questions to a model: a batch of them, or the same ones about many pairs."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers.image_utils import ImageInput
 
 from ..modeling import DeltaVLMForConditionalGeneration
-from ..processing import DeltaVLMProcessor
+from ..processing import DeltaVLMImageProcessor, DeltaVLMProcessor
 from ..processing.conversation import Turn
 
 _OUTPUTS = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
-_PAIRS_AT_ONCE = 8  # these keep an accelerator busy; more outgrow the caches of a CPU
+PAIRS_AT_ONCE = 8  # these keep an accelerator busy; more outgrow the caches of a CPU
 
 
 def answer(
@@ -124,20 +126,31 @@ def ask_pairs(
             [`DeltaVLMImageProcessor`]. Messages number the pairs of the whole run, from 1.
     """
     questions = _as_questions(questions)
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"`batch_size` must be an integer of at least 1, got {batch_size!r}.")
     if on_error not in ("raise", "yield"):
         raise ValueError(f"`on_error` must be 'raise' or 'yield', got {on_error!r}.")
-    if generate_kwargs.get("streamer") is not None:
-        raise ValueError("A `streamer` follows one answer: `ChangeSession.ask(question, stream=...)` has that.")
-    check_options(model, generate_kwargs)
-    if questions:
-        processor(text=questions, history=[[] for _ in questions])  # are they texts that fit?
+    check_many(model, processor, questions, batch_size, generate_kwargs)
     try:
         pairs = iter(pairs)
     except TypeError as error:
         raise ValueError(f"`pairs` must be an iterable of image pairs, got {type(pairs).__name__}.") from error
     return _ask_pairs(model, processor, pairs, questions, batch_size, on_error == "raise", generate_kwargs)
+
+
+def check_many(
+    model: DeltaVLMForConditionalGeneration,
+    processor: DeltaVLMProcessor,
+    questions: list[str],
+    batch_size: int,
+    options: dict[str, Any],
+) -> None:
+    """Refuses, before many pairs are asked, what each of them would fail for."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"`batch_size` must be an integer of at least 1, got {batch_size!r}.")
+    if options.get("streamer") is not None:
+        raise ValueError("A `streamer` follows one answer: `ChangeSession.ask(question, stream=...)` has that.")
+    check_options(model, options)
+    if questions:
+        processor(text=questions, history=[[] for _ in questions])  # are they texts that fit?
 
 
 def _ask_pairs(model, processor, pairs, questions, batch_size, raises, options) -> Iterator[list[str] | Exception]:
@@ -163,31 +176,65 @@ def _ask_pairs(model, processor, pairs, questions, batch_size, raises, options) 
 
 def _ask_chunk(model, processor, chunk, questions, batch_size, options) -> list[list[str] | Exception]:
     """For each pair its answers, or why there are none."""
-    # The same question, and questions of like length, share batches: little padding, answers that end together.
-    order = sorted(range(len(questions)), key=lambda number: (len(questions[number]), questions[number]))
-    found: list[Any] = []  # for each pair its pixels, then its features; or an exception
+    read: list[Any] = []
     for pair in chunk:
-        found += _each(lambda one: [_pixels(processor, *one)], [pair])
-    usable = [number for number, what in enumerate(found) if not isinstance(what, Exception)]
-    features = _each(lambda pixels: _encode(model, torch.cat(pixels)), [found[number] for number in usable])
-    for number, what in zip(usable, features, strict=True):
-        found[number] = what
+        read += _each(lambda one: [pair_pixels(processor.image_processor, *one)], [pair])
+    features = each_usable(lambda pixels: _encode(model, _joined(pixels)), read)
+    answers = ask_turns(model, processor, features, [[question] for question in questions], batch_size, options)
+    return [said if isinstance(said, Exception) else [text for (text,) in said] for said in answers]
+
+
+def ask_turns(
+    model: DeltaVLMForConditionalGeneration,
+    processor: DeltaVLMProcessor,
+    features: Sequence[torch.Tensor | Exception],
+    dialogues: Sequence[Sequence[str]],
+    batch_size: int,
+    options: dict[str, Any],
+) -> list[list[list[str]] | Exception]:
+    """
+    Asks dialogues of one turn or more, each by itself, about encoded pairs.
+
+    Args:
+        model ([`DeltaVLMForConditionalGeneration`]): on any device.
+        processor ([`DeltaVLMProcessor`]): the model's.
+        features (`Sequence`): for each pair its features `(2N, D)`, or an exception, which stays.
+        dialogues (`Sequence[Sequence[str]]`): the questions of each; before a later one stand the earlier ones, with
+            the model's own answers.
+        batch_size (`int`): questions answered at once.
+        options (`dict`): for `generate`.
+
+    Returns:
+        `list`: for each pair the answers of each dialogue, turn by turn; or an exception, if one of them failed.
+    """
+    # The same question, and questions of like length, share batches: little padding, answers that end together.
+    order = sorted(range(len(dialogues)), key=lambda number: (len(dialogues[number][0]), dialogues[number]))
+    found: list[Any] = list(features)
+    answers: list[list[list[str]]] = [[[] for _ in dialogues] for _ in found]
 
     def ask(rows: list[tuple[int, int]]) -> list[str]:
         pair_features = torch.stack([found[pair] for pair, _ in rows])
-        asked = [questions[question] for _, question in rows]
-        return answer(model, processor, asked, pair_features=pair_features, **options)
+        asked = [dialogues[number][turn] for _, number in rows]
+        histories = [list(zip(dialogues[number], answers[pair][number], strict=False)) for pair, number in rows]
+        return answer(model, processor, asked, histories, pair_features=pair_features, **options)
 
-    answers = [[""] * len(questions) for _ in chunk]
-    rows = [(pair, question) for question in order for pair in usable]
-    for start in range(0, len(rows), batch_size):
-        batch = [row for row in rows[start : start + batch_size] if not isinstance(found[row[0]], Exception)]
-        for (pair, question), text in zip(batch, _each(ask, batch), strict=True):
-            if isinstance(text, Exception):
-                found[pair] = text
-            else:
-                answers[pair][question] = text
-    return [each if isinstance(each, Exception) else texts for each, texts in zip(found, answers, strict=True)]
+    usable = [pair for pair, what in enumerate(found) if not isinstance(what, Exception)]
+    for turn in range(max(map(len, dialogues), default=0)):
+        rows = [(pair, number) for number in order if len(dialogues[number]) > turn for pair in usable]
+        for start in range(0, len(rows), batch_size):
+            batch = [row for row in rows[start : start + batch_size] if not isinstance(found[row[0]], Exception)]
+            for (pair, number), text in zip(batch, _each(ask, batch), strict=True):
+                if isinstance(text, Exception):
+                    found[pair] = text
+                else:
+                    answers[pair][number].append(text)
+    return [what if isinstance(what, Exception) else texts for what, texts in zip(found, answers, strict=True)]
+
+
+def each_usable(work: Callable[[list], Iterable], items: Sequence[Any]) -> list:
+    """What `work` makes of each item, see [`_each`]; an exception among them stays in its place."""
+    done = iter(_each(work, [item for item in items if not isinstance(item, Exception)]))
+    return [item if isinstance(item, Exception) else next(done) for item in items]
 
 
 def _each(work: Callable[[list], Iterable], items: list) -> list:
@@ -200,27 +247,41 @@ def _each(work: Callable[[list], Iterable], items: list) -> list:
 
 def _name_pair(number: int, error: Exception) -> Exception:
     """The error with the pair's number in the whole run; to the processor each pair is the first."""
-
-    def named(text: str) -> str:
-        return f"pair {number}{text.removeprefix('pair 1') if text.startswith('pair 1') else f': {text}'}"
-
-    if isinstance(error, OSError) and error.errno is not None:
-        renamed: Exception = OSError(error.errno, named(error.strerror or ""), error.filename)
-    elif isinstance(error, ValueError):
-        renamed = ValueError(named(str(error)))
-    else:
+    renamed = _reworded(
+        error, lambda text: f"pair {number}{text.removeprefix('pair 1') if text.startswith('pair 1') else f': {text}'}"
+    )
+    if renamed is error:
         error.add_note(f"pair {number}")
+    return renamed
+
+
+def without_number(error: Exception) -> Exception:
+    """The error without the number that the processor gave the pair."""
+    return _reworded(error, lambda text: re.sub("^pair 1[,:] ", "", text))
+
+
+def _reworded(error: Exception, word: Callable[[str], str]) -> Exception:
+    """An error that reading an image may raise, in other words; another one as it is."""
+    if isinstance(error, OSError) and error.errno is not None:
+        renamed: Exception = OSError(error.errno, word(error.strerror or ""), error.filename)
+    elif isinstance(error, ValueError):
+        renamed = ValueError(word(str(error)))
+    else:
         return error
     renamed.__cause__ = error
     return renamed
 
 
-def _pixels(processor: DeltaVLMProcessor, pair: Any) -> torch.Tensor:
+def pair_pixels(image_processor: DeltaVLMImageProcessor, pair: Any) -> np.ndarray:
     """Of one pair: `(1, 2, 3, H, W)`."""
-    pixel_values = processor.image_processor(pair, return_tensors="pt")["pixel_values"]
+    pixel_values = image_processor(pair, return_tensors="np")["pixel_values"]
     if len(pixel_values) != 1:
         raise ValueError(f"expected one pair of images, got {len(pixel_values)} pairs")
     return pixel_values
+
+
+def _joined(pixels: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(pixels))
 
 
 def encode(
@@ -233,6 +294,6 @@ def encode(
 def _encode(model: DeltaVLMForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         features = [
-            model.encode_pair(some.to(model.device, model.dtype)) for some in pixel_values.split(_PAIRS_AT_ONCE)
+            model.encode_pair(some.to(model.device, model.dtype)) for some in pixel_values.split(PAIRS_AT_ONCE)
         ]
     return torch.cat(features)

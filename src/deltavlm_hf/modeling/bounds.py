@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 MOST_WEIGHTS = 2 * 10**12  # in dense layers: several times the largest language model that exists
 MOST_CLASSES = 1000  # of masks
+MOST_METRES = 100_000  # per pixel: no satellite sees coarser
 _MOST_PARTS = 2**19  # layers times experts, each of which may be modules of its own
 _DEPTH = 20  # of dicts in dicts
 

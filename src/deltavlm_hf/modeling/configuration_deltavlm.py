@@ -8,7 +8,7 @@ from transformers import AutoConfig, InstructBlipQFormerConfig, InstructBlipVisi
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
-from .bounds import MOST_CLASSES, check_file, check_sizes, check_sources
+from .bounds import MOST_CLASSES, MOST_METRES, check_file, check_sizes, check_sources
 from .efficientnet_lite import EfficientNetLiteConfig  # noqa: F401 - which makes it known to AutoConfig
 from .lora import check_lora
 
@@ -64,6 +64,9 @@ class DeltaVLMConfig(PreTrainedConfig):
         mask_evidence (`bool`, *optional*, defaults to `False`):
             Whether what the mask decoder found, and the centres of objects that it then marks too, is added to the
             pair features, so that words rest on the masks. Not in the paper.
+        ground_resolution (`float`, *optional*):
+            Metres per pixel of the images that the model was trained on, at the model's own image size: what scenes
+            are brought to. None: nobody said.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation for the query tokens and for every new linear layer.
         weight_sources (`list[dict]`, *optional*):
@@ -108,6 +111,7 @@ class DeltaVLMConfig(PreTrainedConfig):
     mask_hidden_size: int = 64
     mask_skip_maps: int = 0
     mask_evidence: bool = False
+    ground_resolution: float | int | None = None
     initializer_range: float = 0.02
     weight_sources: list | None = None
     language_model_lora: dict | None = None
@@ -183,6 +187,11 @@ class DeltaVLMConfig(PreTrainedConfig):
         if self.has_backbone:
             self._check_backbone()
         self._check_masks()
+        if self.ground_resolution is not None and not 0 < self.ground_resolution <= MOST_METRES:
+            raise ValueError(
+                f"`ground_resolution` is {self.ground_resolution}, expected metres per pixel, more than 0 and at most "
+                f"{MOST_METRES}."
+            )
 
     def _check_backbone(self) -> None:
         kind, size = self.vision_config.model_type, getattr(self.vision_config, "image_size", None)

@@ -4,7 +4,7 @@ Image processor of DeltaVLM: pairs of images of one place, in any usual form, be
 Shapes: B pairs, H height, W width, C channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,12 +19,25 @@ from transformers.image_utils import (
     ChannelDimension,
     PILImageResampling,
 )
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import logging
 
-from .reading import check_image, read_image
+from .reading import check_image, loses_depth, read_image
+
+logger = logging.get_logger(__name__)
 
 CHANNEL_COUNTS = (1, 3, 4)
 LARGEST_SIDE = 2**14  # pixels of what an image is resized, padded or cut to
 ROUNDING = 1e-3  # how far a float image may leave [0, 1]: a quarter of a grey level is rounding, more is other data
+
+
+class DeltaVLMImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    """
+    Args:
+        stretch (`Sequence[float]`, *optional*): see [`DeltaVLMImageProcessor`].
+    """
+
+    stretch: list | tuple | None
 
 
 class DeltaVLMImageProcessor(PilBackend):
@@ -48,10 +61,12 @@ class DeltaVLMImageProcessor(PilBackend):
     | grey (PIL `L`, `1`; arrays of 1 channel or bool) | the one channel three times; false 0, true 255 |
     | with alpha (PIL `LA`, `RGBA`, `PA`; arrays of 4 channels) | alpha dropped, as by the authors' `convert("RGB")` |
     | palette (PIL `P`) | colours looked up; transparency dropped |
-    | 16 bit (PIL `I;16`, `I`; uint16) | 0..65535 -> 0..255; stretch 11- or 12-bit data yourself, both dates alike |
+    | 16 bit (PIL `I;16`, `I`; uint16) | 0..65535 -> 0..255; give 11- or 12-bit data and reflectances a `stretch` |
     | float (PIL `F`; float arrays) | [0, 1] -> 0..255; values outside are an error |
+    | more than 8 bits and floats, with `stretch=(low, high)` | low..high -> 0..255, clipped; the same for both dates |
 
-    Pillow reads PNG and TIFF of three 16-bit channels as 8-bit RGB by itself. A TIFF with more bands than Pillow
+    Pillow reads PNG and TIFF of three 16-bit channels as 8-bit RGB by itself; with a `stretch` they are refused. Where
+    16-bit values fill less than a tenth of the range, a warning says so, once. A TIFF with more bands than Pillow
     gives, or in a layout that it misreads, is refused: read it with rasterio or tifffile and pass an array. So is a
     masked array that hides anything. The EXIF orientation is applied, the first frame of a multi-frame file is taken.
 
@@ -71,6 +86,9 @@ class DeltaVLMImageProcessor(PilBackend):
             Subtract `image_mean` and divide by `image_std` (CLIP's by default).
         do_convert_rgb (`bool`, *optional*, defaults to `True`):
             Has no effect: the model takes RGB only, so images are always converted.
+        stretch (`Sequence[float]`, *optional*):
+            What is black and what is white in images of more than 8 bits and floats, in their own values. 8-bit images
+            stay as they are.
 
     Raises:
         `ValueError`: if the images don't come in pairs, or one cannot be used; the message names pair and date.
@@ -93,6 +111,8 @@ class DeltaVLMImageProcessor(PilBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+    stretch = None
+    valid_kwargs = DeltaVLMImagesKwargs
 
     def fetch_images(self, images: Any) -> list[tuple[Any, Any]]:
         """
@@ -119,11 +139,19 @@ class DeltaVLMImageProcessor(PilBackend):
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         do_rescale: bool | None = None,
+        stretch: Sequence[float] | None = None,
         **kwargs,
     ) -> np.ndarray:
         """Converts one PIL image, array or tensor to an RGB `np.ndarray` of shape `(3, H, W)`, dtype uint8."""
         channel_axes: tuple[int, ...] = (-1, 0)
         if isinstance(image, Image.Image):
+            if stretch is not None and loses_depth(image):
+                raise ValueError(
+                    "its colours have 16 bits, of which Pillow gives 8, too few to stretch; read it with rasterio or "
+                    "tifffile and pass its red, green and blue as an array"
+                )
+            if loses_depth(image):
+                _warn_if_flat(np.array(image), 2**8)
             image, channel_axes = _from_pil(image), (-1,)
         elif isinstance(image, torch.Tensor):
             image, channel_axes = _from_tensor(image), (0, -1)
@@ -144,6 +172,8 @@ class DeltaVLMImageProcessor(PilBackend):
         else:
             image = np.moveaxis(image, _find_channels(image.shape, channel_axes), 0)  # (C, H, W)
         image = np.repeat(image, 3, axis=0) if len(image) == 1 else image[:3]  # (3, H, W)
+        if stretch is not None and image.dtype.itemsize > 1:
+            return _stretch(image, stretch)
         return _to_uint8(image)
 
     def _prepare_image_like_inputs(self, images: Any, *args, expected_ndims: int = 3, **kwargs) -> list[np.ndarray]:
@@ -271,6 +301,26 @@ def _find_channels(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
     )
 
 
+def _stretch(image: np.ndarray, stretch: Sequence[float]) -> np.ndarray:
+    """From low to high, both dates alike, to uint8."""
+    if len(stretch) != 2 or not all(map(np.isfinite, stretch)) or not stretch[0] < stretch[1]:
+        raise ValueError(f"`stretch` is {stretch!r}, expected two numbers: what is black, and, higher, what is white")
+    if not np.isfinite(image).all():
+        raise ValueError("found NaN or infinite values: fill them before, for instance with np.nan_to_num")
+    low, high = stretch
+    return np.round(((image.astype(np.float64) - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
+
+
+def _warn_if_flat(image: np.ndarray, levels: int) -> None:
+    """Once, whatever the values: data of 11 or 12 bits, or reflectances, look alike everywhere in 16."""
+    if int(image.max()) - int(image.min()) < levels / 10:
+        logger.warning_once(
+            "A 16-bit image fills less than a tenth of the range and is nearly of one colour to the model. Say what "
+            "is black and white at both dates, in an array's own values: processor(images=..., stretch=(low, high)); "
+            "of georeferenced files `deltavlm scan` finds it."
+        )
+
+
 def _to_uint8(image: np.ndarray) -> np.ndarray:
     """Any accepted dtype -> uint8, by a rule that depends on the dtype alone."""
     if image.dtype.kind == "f":
@@ -289,6 +339,7 @@ def _to_uint8(image: np.ndarray) -> np.ndarray:
         case "bool":
             return image * np.uint8(255)
         case "uint16":
+            _warn_if_flat(image, 2**16)
             return np.round(image / 257).astype(np.uint8)  # 65535 = 257 * 255
     raise ValueError(
         f"expected dtype uint8, uint16, bool or float, got {image.dtype}: "

@@ -20,6 +20,7 @@ from urllib.request import url2pathname
 
 import httpx
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
@@ -31,6 +32,8 @@ MAX_DOWNLOAD = 512 * 2**20  # bytes of an image behind a URL
 MAX_SECONDS = 120  # that fetching one may take, 30 of them without a sign of life
 _NEITHER = "neither PNG, JPEG, TIFF, WebP, GIF, BMP, JPEG 2000 nor PPM, or damaged at its beginning"
 _AS_ARRAY = "read it with rasterio or tifffile and pass its red, green and blue as an array"
+
+_LOST = "depth that was lost"  # in what Pillow keeps beside an image
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")
@@ -69,9 +72,20 @@ def read_image(source: Any) -> Image.Image:
             fetched. Nothing else is raised, whatever is in the file.
     """
     with _opened(source) as image:
+        if loses_depth(image):
+            image.info[_LOST] = True
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
     return image
+
+
+def loses_depth(image: Image.Image) -> bool:
+    """
+    Whether the file has colours of 16 bits, of which Pillow gives the upper 8. Of an image that others opened and
+    decoded nothing tells.
+    """
+    tiles = image.tile if isinstance(image, ImageFile) and image.mode == "RGB" else ()
+    return _LOST in image.info or any(";16" in str(tile[3]) for tile in tiles)
 
 
 def image_size(source: Any) -> tuple[int, int]:

@@ -1,0 +1,186 @@
+"""The same questions about many pairs, to a file: what `deltavlm predict` does."""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from ..data.asked import questions_of
+from ..data.pairs import PairTable, find_pair_table
+from ..journal import Journal
+from .identity import commit_of
+from .loading import load_model
+from .processes import lock_folder, own_device, process_state
+from .results import check_columns, check_output, result_rows, write_rows
+from .stream import Answered, stream_answers
+
+logger = logging.getLogger(__name__)
+
+_KEY = ("index",)
+
+
+@dataclass(frozen=True)
+class PredictionRun:
+    """
+    What to ask of which pairs.
+
+    Args:
+        pairs (`str` or `Path`): a table or a folder, see [`find_pair_table`].
+        questions (`Sequence[str]`): questions, or names of tasks, see [`questions_of`].
+        output (`Path`): the file to write, `.jsonl`, `.csv` or `.parquet`.
+        model (`str`, *optional*, defaults to `"small"`): folder or Hub id, `small` or `tiny`.
+        device (`str`, *optional*, defaults to `"auto"`).
+        max_new_tokens (`int`, *optional*): of an answer; by default the model's own.
+        batch_size (`int`, *optional*, defaults to 32): pairs, and then questions, answered at once.
+        workers (`int`, *optional*, defaults to 1): processes that read images; with 0 the model's own does.
+        limit (`int`, *optional*): only the first pairs.
+        keep_going (`bool`, *optional*, defaults to `False`): the run is done with, whatever pairs failed: they are not
+            kept to be asked again.
+    """
+
+    pairs: str | Path
+    questions: Sequence[str]
+    output: Path
+    model: str = "small"
+    device: str = "auto"
+    max_new_tokens: int | None = None
+    batch_size: int = 32
+    workers: int = 1
+    limit: int | None = None
+    keep_going: bool = False
+
+    @property
+    def dialogues(self) -> list[tuple[str, ...]]:
+        """Each question once, a dialogue with all its turns."""
+        return list(dict.fromkeys(map(questions_of, self.questions)))
+
+    @property
+    def journal(self) -> Path:
+        """The folder of what is answered, until all is."""
+        return self.output.with_name(f"{self.output.name}.journal")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """
+    What came of a run.
+
+    Attributes:
+        pairs (`int`): how many there were.
+        failed (`int`): those without answers; why is in the column `error`.
+    """
+
+    pairs: int
+    failed: int
+
+
+def predict_pairs(run: PredictionRun) -> Predicted | None:
+    """
+    Asks a model the questions about every pair and writes the answers, see [`result_rows`]. Images are read in other
+    processes, see [`stream_answers`]; under `torchrun` the processes share the pairs. What is answered is kept in
+    `OUTPUT.journal`, so that a run that was killed goes on. That folder goes with the last pair, or stays while
+    pairs have failed, which the next run asks again.
+
+    Args:
+        run ([`PredictionRun`]).
+
+    Returns:
+        [`Predicted`], in the main process; None in the others.
+
+    Raises:
+        ValueError: for pairs, questions or a model that cannot be used, or a journal of another run.
+        BlockingIOError: if another run writes the same file.
+    """
+    check_output(run.output)
+    pairs = find_pair_table(run.pairs).first(run.limit)
+    check_columns(pairs.named())
+    if run.output.exists() and any(map(run.output.samefile, (run.pairs, *Path(run.pairs).glob("metadata.*")))):
+        raise ValueError(f"{run.output} is the table of pairs itself: choose another --output.")
+    if not run.dialogues:
+        raise ValueError("There are no questions.")
+    with lock_folder(run.journal), _without_remains(run.journal):
+        return _predict(run, pairs)
+
+
+@contextmanager
+def _without_remains(folder: Path) -> Iterator[None]:
+    """No folder is left of a run that has answered nothing, or is done with."""
+    try:
+        yield
+    finally:
+        if process_state().is_main_process:
+            if not any(path.read_bytes().count(b"\n") > 1 for path in folder.glob("*.jsonl")):
+                shutil.rmtree(folder)
+
+
+def _predict(run: PredictionRun, pairs: PairTable) -> Predicted | None:
+    state = process_state()
+    model, processor = load_model(run.model, own_device(run.device))
+    generate_kwargs: dict[str, Any] = {} if run.max_new_tokens is None else {"max_new_tokens": run.max_new_tokens}
+    commit = commit_of(model)
+    settings = {
+        "model": run.model,
+        "commit": commit,
+        "questions": [list(turns) for turns in run.dialogues],
+        "generate": generate_kwargs,
+        "pairs": f"{len(pairs)}, {_digest(pairs)}",
+    }
+    journal = Journal(run.journal / "answers.jsonl", settings, _KEY)
+    state.wait_for_everyone()  # before the first of them writes an answer
+    waiting = _waiting(journal, len(pairs))
+    if len(waiting) < len(pairs) and state.is_main_process:
+        logger.warning("%d of %d pairs were answered by an earlier run.", len(pairs) - len(waiting), len(pairs))
+    chunks = [waiting[start : start + run.batch_size] for start in range(0, len(waiting), run.batch_size)]
+    mine = [index for chunk in chunks[state.process_index :: state.num_processes] for index in chunk]
+    answers = stream_answers(
+        model,
+        processor,
+        pairs,
+        run.dialogues,
+        indices=mine,
+        batch_size=run.batch_size,
+        num_workers=run.workers,
+        **generate_kwargs,
+    )
+    with tqdm(total=len(mine), desc="answers", unit="pair", disable=not state.is_main_process) as bar:
+        while some := [_entry(answered) for answered in islice(answers, run.batch_size)]:
+            journal.append(*some)
+            bar.update(len(some))
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    entries = Journal(journal.path, settings, _KEY).entries
+    found = [entries[index,] for index in range(len(pairs))]
+    write_rows(run.output, result_rows(pairs.named(), run.dialogues, found, run.model, commit))
+    failed = sum("error" in entry for entry in entries.values())
+    if not failed or run.keep_going:
+        journal.path.unlink()
+    return Predicted(len(pairs), failed)
+
+
+def _digest(pairs: PairTable) -> str:
+    """Tells one table from another, by all that is in it."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, pairs.rows.schema) as writer:
+        writer.write_table(pairs.rows.combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:16]
+
+
+def _waiting(journal: Journal, number: int) -> list[int]:
+    """The pairs without answers, those that have failed before behind the others."""
+    failed = [index for (index,), entry in journal.entries.items() if "error" in entry]
+    return [index for index in range(number) if (index,) not in journal.entries] + sorted(failed)
+
+
+def _entry(answered: Answered) -> dict[str, Any]:
+    if answered.error is None:
+        return {"index": answered.index, "answers": answered.answers}
+    return {"index": answered.index, "error": f"{type(answered.error).__name__}: {answered.error}"}
