@@ -1,6 +1,7 @@
 """Pairs from tables and folders of every form, and what is said of those that are none."""
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -110,6 +111,7 @@ def test_images_within_a_table(images, pairs, tmp_path):
 def test_addresses_and_empty_fields(tmp_path):
     write(tmp_path / "p.csv", [{"before": "https://example.org/a.png", "after": "b"}, {"before": "/a", "after": ""}])
     table = find_pair_table(tmp_path / "p.csv")
+    table = pickle.loads(pickle.dumps(table))  # as it goes to processes that are spawned
     assert table[0] == ("https://example.org/a.png", tmp_path / "b")
     with pytest.raises(ValueError, match="after image: none is named"):
         table[1]

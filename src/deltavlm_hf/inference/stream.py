@@ -67,7 +67,8 @@ def stream_answers(
         model ([`DeltaVLMForConditionalGeneration`]): on any device.
         processor ([`DeltaVLMProcessor`]): the model's.
         pairs (`Sequence`): `pairs[i]` is a pair in any form that [`DeltaVLMImageProcessor`] takes, or raises. It is
-            called in the other processes: under the start method `spawn` it must be possible to pickle `pairs`.
+            called in the other processes, where nothing may touch CUDA; under the start method `spawn` it must be
+            possible to pickle `pairs`.
         questions (`Sequence`): the questions; a sequence of them is a dialogue, asked turn by turn with the model's
             own answers before the next question.
         indices (`Sequence[int]`, *optional*): which pairs, in which order; by default all.
