@@ -1,11 +1,12 @@
 """Questions about many pairs, whose images are read and resized in other processes, ahead of the model."""
 
+import copy
 import multiprocessing
 import os
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.reduction import ForkingPickler
 from threading import Thread
 from typing import Any, Protocol
 
@@ -198,7 +199,8 @@ class _Reading(Dataset):
 def _portable(error: Exception) -> Exception:
     """The error, or one that says the same, where it would not arrive in another process."""
     try:
-        pickle.loads(pickle.dumps(error))
+        ForkingPickler.dumps(error)
+        copy.deepcopy(error)  # it is made anew there as here
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
