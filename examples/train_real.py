@@ -277,6 +277,7 @@ def make_processor() -> DeltaVLMProcessor:
 def make_config(processor: DeltaVLMProcessor) -> DeltaVLMConfig:
     return DeltaVLMConfig(
         vision_config=EfficientNetLiteConfig(depth=5, image_size=SIZE, out_indices=[1, 2, 3, 4, 5]),
+        ground_resolution=1.0,
         neck_hidden_size=WIDTH,
         neck_stride=STRIDE,
         mask_classes=MASK_CLASSES,
@@ -354,9 +355,9 @@ _EMBEDDINGS = ("language_model.model.embed_tokens.", "language_model.lm_head.")
 STAGES = {
     "eyes": Stage(Eyes, 10_000, 8, 1e-3, _EYES, ("mask_decoder.embed.",), questions=0, masks=True),
     "language": Stage(Language, 1500, 64, 1e-3, ("language_model.",), texts=True),
-    "align": Stage(Align, 3000, 8, 1e-3, _TO_WORDS),
+    "align": Stage(Align, 2000, 8, 1e-3, _TO_WORDS),
     "reread": Stage(Language, 1200, 64, 1e-3, ("language_model.",), _EMBEDDINGS, texts=True),
-    "speak": Stage(Speak, 1500, 8, 2e-4, _TO_WORDS, questions=QUESTIONS_PER_PAIR),
+    "speak": Stage(Speak, 1000, 8, 2e-4, _TO_WORDS, questions=QUESTIONS_PER_PAIR),
 }
 
 

@@ -1,5 +1,5 @@
 """
-Makes the small model that ships with the package, from seed to weights, on generated scenes.
+Makes the tiny model that ships with the package, from seed to weights, on generated scenes.
 
     python examples/train_tiny.py --output src/deltavlm_hf/tiny_model
 

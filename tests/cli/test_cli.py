@@ -86,7 +86,7 @@ def test_ask_as_json(images):
         "after": str(images[1]),
         "question": BINARY,
         "answer": "yes",
-        "model": "tiny",
+        "model": "small",
     }
 
 
