@@ -35,8 +35,8 @@ def add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
         default="small",
-        help="folder or Hub id; inside the package are `small` (the default, for real imagery) and `tiny` (for "
-        "generated scenes)",
+        help="folder or Hub id; inside the package are `small` (for real imagery, the default for images of your own) "
+        "and `tiny` (for generated scenes)",
     )
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     command.add_argument("--max-new-tokens", type=positive_integer, metavar="N", help="default: the model's own")

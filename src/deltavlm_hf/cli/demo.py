@@ -10,6 +10,7 @@ def add(subparsers) -> None:
     help = "Show a generated pair, with answers of a model, as text and as a picture."
     command = add_command(subparsers, "demo", run, help)
     add_model(command)
+    command.set_defaults(model=None)  # the one that knows what is shown
     command.add_argument("--seed", type=int, default=18, help="which pair to show (default: %(default)s)")
     command.add_argument("--output", type=Path, default=Path("deltavlm_demo.png"), help="default: %(default)s")
     command.add_argument("--web", action="store_true", help="serve a page to drop images on and talk about them")
@@ -19,6 +20,7 @@ def add(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    args.model = args.model or ("small" if args.web else "tiny")
     model, processor = load(args)
     if args.web:
         from ..app.page import build, launch
