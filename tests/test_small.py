@@ -95,7 +95,7 @@ def test_new_houses_are_seen_and_counted(made, model, processor):
     assert np.mean([parse_yes_no(answers[0]) is True for answers in found]) >= 0.95
     counts = [parse_count(answers[1]) for answers in found]
     assert None not in counts
-    assert np.mean([abs(count[1] - cells.sum()) for count, (*_, cells) in zip(counts, made, strict=True)]) <= 0.8
+    assert np.mean([abs(count[1] - cells.sum()) for count, (*_, cells) in zip(counts, made, strict=True)]) <= 1.0
     listed = np.array([parse_grid(answers[2])[1] for answers in found])
     truth = np.array([cells for *_, cells in made])
     assert 2 * (listed & truth).sum() / (listed.sum() + truth.sum()) >= 0.9
