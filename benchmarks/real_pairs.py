@@ -34,7 +34,16 @@ from deltavlm_hf.inference import ask_pairs
 
 DRAWS = 2000
 GENERATED_SEED = 5_500_000
-FIGURES = ("yes_no", "false_alarms", "buildings_exact", "buildings_mae", "grid_f1", "cells_exact", "pixel_f1")
+FIGURES = (
+    "yes_no",
+    "false_alarms",
+    "buildings_exact",
+    "buildings_exact_of_changed",
+    "buildings_mae",
+    "grid_f1",
+    "cells_exact",
+    "pixel_f1",
+)
 Change = Callable[[Image.Image], Image.Image]
 
 
