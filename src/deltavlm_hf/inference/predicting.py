@@ -2,9 +2,7 @@
 
 import hashlib
 import logging
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +16,7 @@ from ..data.pairs import PairTable, find_pair_table
 from ..journal import Journal
 from .identity import commit_of
 from .loading import load_model
-from .processes import lock_folder, own_device, process_state
+from .processes import keeping, own_device, process_state
 from .results import check_columns, check_output, result_rows, write_rows
 from .stream import Answered, stream_answers
 
@@ -63,11 +61,6 @@ class PredictionRun:
         """Each question once, a dialogue with all its turns."""
         return list(dict.fromkeys(map(questions_of, self.questions)))
 
-    @property
-    def journal(self) -> Path:
-        """The folder of what is answered, until all is."""
-        return self.output.with_name(f"{self.output.name}.journal")
-
 
 @dataclass(frozen=True)
 class Predicted:
@@ -107,22 +100,11 @@ def predict_pairs(run: PredictionRun) -> Predicted | None:
         raise ValueError(f"{run.output} is the table of pairs itself: choose another --output.")
     if not run.dialogues:
         raise ValueError("There are no questions.")
-    with lock_folder(run.journal), _without_remains(run.journal):
-        return _predict(run, pairs)
+    with keeping(run.output) as folder:
+        return _predict(run, pairs, folder)
 
 
-@contextmanager
-def _without_remains(folder: Path) -> Iterator[None]:
-    """No folder is left of a run that has answered nothing, or is done with."""
-    try:
-        yield
-    finally:
-        if process_state().is_main_process:
-            if not any(path.read_bytes().count(b"\n") > 1 for path in folder.glob("*.jsonl")):
-                shutil.rmtree(folder)
-
-
-def _predict(run: PredictionRun, pairs: PairTable) -> Predicted | None:
+def _predict(run: PredictionRun, pairs: PairTable, folder: Path) -> Predicted | None:
     state = process_state()
     model, processor = load_model(run.model, own_device(run.device))
     generate_kwargs: dict[str, Any] = {} if run.max_new_tokens is None else {"max_new_tokens": run.max_new_tokens}
@@ -134,7 +116,7 @@ def _predict(run: PredictionRun, pairs: PairTable) -> Predicted | None:
         "generate": generate_kwargs,
         "pairs": f"{len(pairs)}, {_digest(pairs)}",
     }
-    journal = Journal(run.journal / "answers.jsonl", settings, _KEY)
+    journal = Journal(folder / "answers.jsonl", settings, _KEY)
     state.wait_for_everyone()  # before the first of them writes an answer
     waiting = _waiting(journal, len(pairs))
     if len(waiting) < len(pairs) and state.is_main_process:

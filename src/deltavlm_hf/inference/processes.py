@@ -1,7 +1,9 @@
 """Several processes at one task: who does what, and that no other run does the same."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -40,3 +42,24 @@ def lock_folder(folder: Path) -> Iterator[None]:
         if broadcast_object_list(is_taken)[0]:
             raise BlockingIOError(f"Another run is answering into {folder}: wait for it, or choose another folder.")
         yield
+
+
+@contextmanager
+def keeping(output: Path) -> Iterator[Path]:
+    """
+    `OUTPUT.journal`, a folder for what is answered until the file is written whole, locked as [`lock_folder`] does.
+    Afterwards it is gone, unless a journal in it (`*.jsonl`) has entries: of a run that has answered nothing, or is
+    done with, nothing remains.
+    """
+    folder = output.with_name(f"{output.name}.journal")
+    with lock_folder(folder):
+        try:
+            yield folder
+        finally:
+            if process_state().is_main_process and not any(map(_has_entries, folder.glob("*.jsonl"))):
+                shutil.rmtree(folder)
+
+
+def _has_entries(journal: Path) -> bool:
+    with journal.open("rb") as file:
+        return any(line.endswith(b"\n") for line in islice(file, 1, 2))  # behind the header, and whole

@@ -145,12 +145,12 @@ class DeltaVLMImageProcessor(PilBackend):
         """Converts one PIL image, array or tensor to an RGB `np.ndarray` of shape `(3, H, W)`, dtype uint8."""
         channel_axes: tuple[int, ...] = (-1, 0)
         if isinstance(image, Image.Image):
-            if stretch is not None and loses_depth(image):
-                raise ValueError(
-                    "its colours have 16 bits, of which Pillow gives 8, too few to stretch; read it with rasterio or "
-                    "tifffile and pass its red, green and blue as an array"
-                )
             if loses_depth(image):
+                if stretch is not None:
+                    raise ValueError(
+                        "its colours have 16 bits, of which Pillow gives 8, too few to stretch; read it with rasterio "
+                        "or tifffile and pass its red, green and blue as an array"
+                    )
                 _warn_if_flat(np.array(image), 2**8)
             image, channel_axes = _from_pil(image), (-1,)
         elif isinstance(image, torch.Tensor):

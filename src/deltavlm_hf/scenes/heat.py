@@ -145,5 +145,5 @@ class _Reader:
     image_processor: DeltaVLMImageProcessor
 
     def __call__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        pair = self.scene[index]
-        return pair_pixels(self.image_processor, pair), self.scene.known(self.scene.tiling[index])
+        before, after, known = self.scene.read_tile(index)
+        return pair_pixels(self.image_processor, (before, after)), known

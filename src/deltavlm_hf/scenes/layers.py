@@ -18,6 +18,7 @@ from .objects import join_scene
 from .styles import add_styles
 
 LAYERS = ("tiles", "cells", "objects")
+TOLD = ("before", "after", "model", "commit", "stretch")  # of a scan's facts, wherever it is shown
 WORDS = {True: "true", False: "false", None: "unknown"}
 SUFFIXES = (".gpkg", ".parquet", ".geojson")
 _ROWS_AT_ONCE = 5000  # that are in memory while a GeoPackage is written
@@ -118,7 +119,7 @@ class Layers:
         frame["geometry"] = [self.source.grid.to_ground(shape) for shape in frame["geometry"]]
         whole = {"roads", "buildings", *(f"{kind}_objects" for kind in self.source.kinds)}
         types = {name: "Int64" if name in whole else "Float64" if name.endswith("_m2") else "str" for name in columns}
-        told = {name: str(self.source.facts[name]) for name in ("before", "after", "model", "commit", "stretch")}
+        told = {name: str(self.source.facts[name]) for name in TOLD}
         return frame.astype(types).assign(**told)[[*columns, *told, "geometry"]].set_geometry("geometry")
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..files import writing
 from .answers import TileAnswer
+from .layers import TOLD
 from .picture import Finding, findings, scale_bar, show_dates
 from .scene import Scene
 
@@ -66,7 +67,6 @@ def write_page(path: str | os.PathLike, scene: Scene, answers: Sequence[TileAnsw
     for found in findings(answers):
         drawn.setdefault(found.layer, []).append(found)
     legend = {found.label: found.colour for layer in drawn.values() for found in layer}
-    told = ("before", "after", "model", "commit", "stretch")
     with writing(path) as file:
         names = {"before_name": escape(facts["before"]), "after_name": escape(facts["after"])}
         file.write(
@@ -97,7 +97,7 @@ def write_page(path: str | os.PathLike, scene: Scene, answers: Sequence[TileAnsw
                 width=before.width,
                 bar=100 * pixels / before.width,
                 bar_name=bar_name,
-                facts="".join(f"<tr><td>{name}</td><td>{escape(str(facts[name]))}</td></tr>" for name in told),
+                facts="".join(f"<tr><td>{name}</td><td>{escape(str(facts[name]))}</td></tr>" for name in TOLD),
                 **names,
             )
         )

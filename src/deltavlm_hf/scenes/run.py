@@ -1,17 +1,15 @@
 """A scan from end to end: asked, written to files, summed up."""
 
 import os
-import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..inference.processes import lock_folder
+from ..inference.processes import keeping
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from .heat import write_heat
@@ -57,11 +55,6 @@ class Outputs:
         """All that are wanted."""
         return [path for path in (self.layers, self.heat, self.preview, self.html) if path is not None]
 
-    @property
-    def journal(self) -> Path:
-        """The folder of what is answered, until all is written."""
-        return self.layers.with_name(f"{self.layers.name}.journal")
-
 
 @dataclass
 class Scanned:
@@ -104,37 +97,26 @@ def scan_to_files(
     for path in outputs.files:
         if path.exists() and any(map(path.samefile, inputs)):
             raise ValueError(f"{str(path)!r} is a raster of the scene itself: choose another name.")
-    journal = outputs.journal / "tiles.jsonl"
-    with lock_folder(outputs.journal):
-        try:
-            answers = answer_tiles(
-                model, processor, scene, journal=journal, limit=limit, num_workers=num_workers, **options
-            )
-            total = len(scene.chosen[:limit])
-            found = sorted(tqdm(answers, "tiles", total, unit="tile"), key=lambda answer: answer.tile.index)
-            layers = Layers(found)
-            files = write_layers(outputs.layers, layers)
-            if outputs.heat is not None:
-                write_heat(outputs.heat, model, processor, scene, limit=limit, num_workers=num_workers)
-            if outputs.preview is not None:
-                draw_scene(outputs.preview, scene, found)
-            if outputs.html is not None:
-                write_page(outputs.html, scene, found)
-            failed = sum(answer.failed for answer in found)
-            if not failed:
-                journal.unlink()
-        finally:
-            if not _has_entries(journal):
-                shutil.rmtree(outputs.journal)
+    with keeping(outputs.layers) as folder:
+        journal = folder / "tiles.jsonl"
+        answers = answer_tiles(
+            model, processor, scene, journal=journal, limit=limit, num_workers=num_workers, **options
+        )
+        total = len(scene.chosen[:limit])
+        found = sorted(tqdm(answers, "tiles", total, unit="tile"), key=lambda answer: answer.tile.index)
+        layers = Layers(found)
+        files = write_layers(outputs.layers, layers)
+        if outputs.heat is not None:
+            write_heat(outputs.heat, model, processor, scene, limit=limit, num_workers=num_workers)
+        if outputs.preview is not None:
+            draw_scene(outputs.preview, scene, found)
+        if outputs.html is not None:
+            write_page(outputs.html, scene, found)
+        failed = sum(answer.failed for answer in found)
+        if not failed:
+            journal.unlink()
     files += outputs.files[1:]
     return Scanned(files, sum_up(layers), failed)
-
-
-def _has_entries(journal: Path) -> bool:
-    if not journal.exists():
-        return False
-    with journal.open("rb") as file:
-        return len(list(islice(file, 2))) == 2
 
 
 def sum_up(layers: Layers) -> list[str]:

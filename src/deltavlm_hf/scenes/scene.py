@@ -100,6 +100,15 @@ class Scene:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """
+        Raises: as [`read_tile`].
+        """
+        before, after, _ = self.read_tile(index)
+        return before, after
+
+    def read_tile(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        A tile, and what of it is known, see [`read`].
+
         Raises:
             TooLittleGround: where less than `min_valid` of the tile is known.
             ValueError: if a file cannot be read there.
@@ -109,7 +118,7 @@ class Scene:
         share = float(valid.mean())
         if share < self.min_valid:
             raise TooLittleGround(f"{share:.2f} of the ground is known at both dates, {self.min_valid} is needed")
-        return before, after
+        return before, after, valid
 
     @property
     def rasters(self) -> tuple[Raster, Raster]:
