@@ -52,6 +52,26 @@ def add_workers(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="what reads and answers: this machine's processes, or those of a Ray cluster (default: %(default)s)",
+    )
+    command.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of a running cluster, `auto` for this machine's (default: $RAY_ADDRESS, or a Ray of this machine alone)",
+    )
+    command.add_argument(
+        "--actors",
+        type=positive_integer,
+        metavar="N",
+        help="with --engine ray, copies of the model (default: one for each GPU, or for every two CPUs)",
+    )
+
+
 def generate_kwargs(args: argparse.Namespace) -> dict[str, int]:
     return {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
 
@@ -64,13 +84,13 @@ def hide_progress_bars() -> None:
         logging.disable_progress_bar()
 
 
-def load(args: argparse.Namespace):
+def load(model: str, device: str):
     """The model and processor of [`add_model`]'s arguments; of one inside the package it is said what it knows."""
     from ..inference.loading import load_model
 
     hide_progress_bars()
-    loaded = load_model(args.model, args.device)
-    tell_note(args.model)
+    loaded = load_model(model, device)
+    tell_note(model)
     return loaded
 
 
@@ -88,5 +108,5 @@ def open_session(args: argparse.Namespace):
     from ..processing import DeltaVLMImageProcessor
 
     (pair,) = DeltaVLMImageProcessor().fetch_images((args.before, args.after))
-    model, processor = load(args)  # takes its time: after what can go wrong with images
+    model, processor = load(args.model, args.device)  # takes its time: after what can go wrong with images
     return pair, ChangeSession(model, processor, *pair)

@@ -21,7 +21,7 @@ def add(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     args.model = args.model or ("small" if args.web else "tiny")
-    model, processor = load(args)
+    model, processor = load(args.model, args.device)
     if args.web:
         from ..app.page import build, launch
         from ..inference.loading import NOTES

@@ -4,7 +4,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from .arguments import FAILED, add_command, add_model, add_workers, hide_progress_bars, positive_integer, tell_note
+from .arguments import (
+    FAILED,
+    add_command,
+    add_engine,
+    add_model,
+    add_workers,
+    hide_progress_bars,
+    positive_integer,
+    tell_note,
+)
 
 
 def add(subparsers) -> None:
@@ -41,6 +50,7 @@ def add(subparsers) -> None:
         help="pairs, and then questions, answered at once (default: %(default)s)",
     )
     add_workers(command)
+    add_engine(command)
     add_argument(
         "--keep-going", action="store_true", help="exit with 0 although pairs failed, and do not keep them for later"
     )

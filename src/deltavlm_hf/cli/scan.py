@@ -4,7 +4,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from .arguments import FAILED, add_command, add_model, add_workers, generate_kwargs, load, positive_integer
+from .arguments import (
+    FAILED,
+    add_command,
+    add_engine,
+    add_model,
+    add_workers,
+    generate_kwargs,
+    load,
+    positive_integer,
+)
 
 
 def add(subparsers) -> None:
@@ -59,16 +68,21 @@ def add(subparsers) -> None:
     add_argument("--dry-run", action="store_true", help="say what it would take, write nothing")
     add_argument("--batch-size", type=positive_integer, default=32, metavar="N", help="default: %(default)s")
     add_workers(command)
+    add_engine(command)
     add_model(command)
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..inference.engines import choose_engine
     from ..scenes.run import Outputs, describe_scene, estimate, scan_to_files
     from ..scenes.scanning import open_scene
 
     outputs = Outputs(args.output, args.heat, args.preview, args.html)
     stretch = _stretch(args.stretch)
-    model, processor = load(args)
+    engine, device = choose_engine(args.engine, args.model, args.device, args.ray_address, args.actors)
+    if args.heat or args.dry_run:  # this process asks the model itself
+        device = args.device
+    model, processor = load(args.model, device)
     scene = open_scene(
         model,
         processor,
@@ -88,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\n".join(estimate(model, processor, scene, **options)))
         return 0
-    done = scan_to_files(model, processor, scene, outputs, **options)
+    done = scan_to_files(model, processor, scene, outputs, engine=engine, **options)
     print("\n".join(done.lines))
     _say(map(str, done.files))
     if done.failed:

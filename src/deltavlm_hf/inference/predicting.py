@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -14,11 +14,12 @@ from tqdm import tqdm
 from ..data.asked import questions_of
 from ..data.pairs import PairTable, find_pair_table
 from ..journal import Journal
+from .engines import choose_engine
 from .identity import commit_of
 from .loading import load_model
-from .processes import keeping, own_device, process_state
+from .processes import keeping, process_state
 from .results import check_columns, check_output, result_rows, write_rows
-from .stream import Answered, stream_answers
+from .stream import Answered
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class PredictionRun:
         max_new_tokens (`int`, *optional*): of an answer; by default the model's own.
         batch_size (`int`, *optional*, defaults to 32): pairs, and then questions, answered at once.
         workers (`int`, *optional*, defaults to 1): processes that read images; with 0 the model's own does.
+        engine (`str`, *optional*, defaults to `"local"`): `ray` for the processes of a Ray cluster.
+        ray_address, actors (*optional*): which cluster, and how many copies of the model in it, see [`Cluster`].
         limit (`int`, *optional*): only the first pairs.
         keep_going (`bool`, *optional*, defaults to `False`): the run is done with, whatever pairs failed: they are not
             kept to be asked again.
@@ -53,6 +56,9 @@ class PredictionRun:
     max_new_tokens: int | None = None
     batch_size: int = 32
     workers: int = 1
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    actors: int | None = None
     limit: int | None = None
     keep_going: bool = False
 
@@ -106,7 +112,8 @@ def predict_pairs(run: PredictionRun) -> Predicted | None:
 
 def _predict(run: PredictionRun, pairs: PairTable, folder: Path) -> Predicted | None:
     state = process_state()
-    model, processor = load_model(run.model, own_device(run.device))
+    engine, device = choose_engine(run.engine, run.model, run.device, run.ray_address, run.actors)
+    model, processor = load_model(run.model, device)
     generate_kwargs: dict[str, Any] = {} if run.max_new_tokens is None else {"max_new_tokens": run.max_new_tokens}
     commit = commit_of(model)
     settings = {
@@ -123,7 +130,7 @@ def _predict(run: PredictionRun, pairs: PairTable, folder: Path) -> Predicted | 
         logger.warning("%d of %d pairs were answered by an earlier run.", len(pairs) - len(waiting), len(pairs))
     chunks = [waiting[start : start + run.batch_size] for start in range(0, len(waiting), run.batch_size)]
     mine = [index for chunk in chunks[state.process_index :: state.num_processes] for index in chunk]
-    answers = stream_answers(
+    answers = engine(
         model,
         processor,
         pairs,

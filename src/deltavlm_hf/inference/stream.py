@@ -85,22 +85,51 @@ def stream_answers(
         ValueError: at once, if an argument cannot be, or the model has no masks.
         OSError: if a process that reads dies.
     """
+    dialogues = as_dialogues(model, processor, questions, batch_size, num_workers, masks, generate_kwargs)
+    which = range(len(pairs)) if indices is None else indices
+    read = read_ahead(PixelReader(pairs, processor.image_processor), which, num_workers, ahead=2 * batch_size)
+    return answer_read(model, processor, zip(which, read, strict=True), dialogues, batch_size, masks, generate_kwargs)
+
+
+def as_dialogues(
+    model: DeltaVLMForConditionalGeneration,
+    processor: DeltaVLMProcessor,
+    questions: Sequence[str | Sequence[str]],
+    batch_size: int,
+    num_workers: int,
+    masks: bool,
+    options: dict[str, Any],
+) -> list[list[str]]:
+    """The questions of [`stream_answers`], each a dialogue of one turn or more. Refuses arguments that cannot be."""
     if isinstance(questions, str):
         raise ValueError(f"Give a list of questions, got the string {questions!r:.60}.")
     dialogues = [[each] if isinstance(each, str) else list(each) for each in questions]
     if not all(dialogues):
         raise ValueError("A dialogue needs a question, got an empty one.")
-    check_many(model, processor, [turn for turns in dialogues for turn in turns], batch_size, generate_kwargs)
+    check_many(model, processor, [turn for turns in dialogues for turn in turns], batch_size, options)
     if masks and not model.config.mask_classes:
         raise ValueError("This model makes no masks: `config.mask_classes` names no class.")
     if not isinstance(num_workers, int) or num_workers < 0:
         raise ValueError(f"`num_workers` must be an integer of at least 0, got {num_workers!r}.")
-    which = range(len(pairs)) if indices is None else indices
-    read = read_ahead(_PixelReader(pairs, processor.image_processor), which, num_workers, ahead=2 * batch_size)
-    return _stream(model, processor, zip(which, read, strict=True), dialogues, batch_size, masks, generate_kwargs)
+    return dialogues
 
 
-def _stream(model, processor, read, dialogues, batch_size, masks, options) -> Iterator[Answered]:
+def answer_read(
+    model: DeltaVLMForConditionalGeneration,
+    processor: DeltaVLMProcessor,
+    read: Iterator[tuple[int, np.ndarray | Exception]],
+    dialogues: Sequence[Sequence[str]],
+    batch_size: int,
+    masks: bool,
+    options: dict[str, Any],
+) -> Iterator[Answered]:
+    """
+    What comes of pairs that are read.
+
+    Args:
+        read (`Iterator`): the number of each pair with its pixels `(1, 2, 3, H, W)`, or why it could not be read.
+        model, processor, dialogues, batch_size, masks, options: see [`stream_answers`].
+    """
     while chunk := list(islice(read, batch_size)):
         encoded = each_usable(
             lambda pixels: _encode(model, torch.from_numpy(np.concatenate(pixels)), masks),
@@ -135,7 +164,9 @@ def _encode(
 
 
 @dataclass(frozen=True)
-class _PixelReader:
+class PixelReader:
+    """Reads a pair, by its number, as the model takes it: `(1, 2, 3, H, W)`."""
+
     pairs: Pairs
     image_processor: DeltaVLMImageProcessor
 
@@ -190,10 +221,15 @@ class _Reading(Dataset):
         self.read = read
 
     def __getitem__(self, index: int) -> Any:
-        try:
-            return self.read(index)
-        except Exception as error:
-            return _portable(error)
+        return read_or_error(self.read, index)
+
+
+def read_or_error(read: Callable[[int], Any], index: int) -> Any:
+    """What `read` makes of an index, or the exception that it raises, in a form that reaches other processes."""
+    try:
+        return read(index)
+    except Exception as error:
+        return _portable(error)
 
 
 def _portable(error: Exception) -> Exception:

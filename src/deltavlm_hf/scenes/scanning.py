@@ -9,6 +9,7 @@ from typing import Any
 from ..data.asked import questions_of
 from ..data.masks import to_mask
 from ..inference import stream_answers
+from ..inference.engines import Engine
 from ..inference.identity import commit_of
 from ..inference.loading import SHIPPED
 from ..journal import Journal
@@ -108,6 +109,7 @@ def answer_tiles(
     limit: int | None = None,
     batch_size: int = 32,
     num_workers: int = 1,
+    engine: Engine = stream_answers,
     **generate_kwargs,
 ) -> Iterator[TileAnswer]:
     """
@@ -125,6 +127,8 @@ def answer_tiles(
         limit (`int`, *optional*): only the first so many tiles.
         batch_size (`int`, *optional*, defaults to 32): tiles encoded, and questions answered, at once.
         num_workers (`int`, *optional*, defaults to 1): processes that read tiles ahead of the model.
+        engine (`Callable`, *optional*): what reads and answers, see
+            [`~deltavlm_hf.inference.cluster.Cluster.stream_answers`]; by default this machine.
         generate_kwargs: for `generate`.
 
     Yields:
@@ -138,7 +142,7 @@ def answer_tiles(
     chosen = scene.chosen[:limit]
     kept = None if journal is None else Journal(Path(journal), _header(scene, source), ("tile",))
     done = {index for (index,), entry in kept.entries.items() if not entry["failed"]} if kept else set()
-    stream = stream_answers(
+    stream = engine(
         model,
         processor,
         scene,
