@@ -4,6 +4,7 @@ import base64
 import io
 import logging
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -235,12 +236,19 @@ def deep_colours(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["raw", "deflate", "png"])
-def test_16_bit_colours_of_which_pillow_gives_8_are_not_stretched(kind):
+def test_16_bit_colours_of_which_pillow_gives_8_are_not_stretched(kind, monkeypatch):
     data = deep_colours(kind)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
     for source in (data, Image.open(io.BytesIO(data))):
         np.testing.assert_array_equal(to_rgb(source), REFLECTANCE >> 8)
         with pytest.raises(ValueError, match="before image: its colours have 16 bits, of which Pillow gives 8"):
             RAW((data, RGB), stretch=(300, 2850))
+
+
+@pytest.mark.parametrize("kind", ["raw", "deflate", "png"])
+def test_16_bit_colours_are_stretched_with_rasterio(kind):
+    np.testing.assert_array_equal(to_rgb(deep_colours(kind)), to_rgb(REFLECTANCE))
+    np.testing.assert_array_equal(to_rgb(deep_colours(kind), stretch=(300, 2850)), RGB)
 
 
 def test_16_bits_that_are_hardly_used_are_told_once():

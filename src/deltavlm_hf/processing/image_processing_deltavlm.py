@@ -22,7 +22,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from .reading import check_image, loses_depth, read_image
+from .reading import check_image, loses_depth, read_pixels
 
 logger = logging.get_logger(__name__)
 
@@ -65,10 +65,12 @@ class DeltaVLMImageProcessor(PilBackend):
     | float (PIL `F`; float arrays) | [0, 1] -> 0..255; values outside are an error |
     | more than 8 bits and floats, with `stretch=(low, high)` | low..high -> 0..255, clipped; the same for both dates |
 
-    Pillow reads PNG and TIFF of three 16-bit channels as 8-bit RGB by itself; with a `stretch` they are refused. Where
-    16-bit values fill less than a tenth of the range, a warning says so, once. A TIFF with more bands than Pillow
-    gives, or in a layout that it misreads, is refused: read it with rasterio or tifffile and pass an array. So is a
-    masked array that hides anything. The EXIF orientation is applied, the first frame of a multi-frame file is taken.
+    Of files that Pillow does not read right, such as a TIFF of four bands, or of three of 16 bits, GDAL gives red,
+    green and blue (by colour interpretation, else the first three bands) in their own depth, where rasterio is
+    installed (the extra `geo`). Without it they are refused, or, colours of 16 bits, taken as Pillow's upper 8, for
+    which there is no `stretch`. Where 16-bit values fill less than a tenth of the range, a warning says so, once. A
+    masked array that hides anything is refused. The EXIF orientation is applied, the first frame of a multi-frame file
+    is taken.
 
     Arrays are `(H, W)`, `(H, W, C)` or `(C, H, W)`; where both of the latter fit, a tensor is read as `(C, H, W)` and
     a numpy array as `(H, W, C)`, unless `input_data_format` says.
@@ -148,8 +150,8 @@ class DeltaVLMImageProcessor(PilBackend):
             if loses_depth(image):
                 if stretch is not None:
                     raise ValueError(
-                        "its colours have 16 bits, of which Pillow gives 8, too few to stretch; read it with rasterio "
-                        "or tifffile and pass its red, green and blue as an array"
+                        "its colours have 16 bits, of which Pillow gives 8, too few to stretch; pass its path with "
+                        "rasterio installed, or its red, green and blue as an array"
                     )
                 _warn_if_flat(np.array(image), 2**8)
             image, channel_axes = _from_pil(image), (-1,)
@@ -247,7 +249,7 @@ def _naming(number: int, date: str) -> Iterator[None]:
 
 def _load(image: Any) -> Image.Image | np.ndarray | torch.Tensor:
     """Whatever holds a file -> PIL image; anything loaded already is returned as it is."""
-    return image if isinstance(image, Image.Image) or _is_array(image) else read_image(image)
+    return image if isinstance(image, Image.Image) or _is_array(image) else read_pixels(image)
 
 
 def _from_array(image: np.ndarray) -> np.ndarray:

@@ -19,10 +19,13 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import httpx
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+
+from .gdal_reading import read_bands, size_of_bands
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000", "PPM")
 READING_ERRORS = (OSError, ValueError)
@@ -31,7 +34,6 @@ MAX_SCANS = 40  # of a JPEG; one that is sent in steps has about ten, and each c
 MAX_DOWNLOAD = 512 * 2**20  # bytes of an image behind a URL
 MAX_SECONDS = 120  # that fetching one may take, 30 of them without a sign of life
 _NEITHER = "neither PNG, JPEG, TIFF, WebP, GIF, BMP, JPEG 2000 nor PPM, or damaged at its beginning"
-_AS_ARRAY = "read it with rasterio or tifffile and pass its red, green and blue as an array"
 
 _LOST = "depth that was lost"  # in what Pillow keeps beside an image
 
@@ -44,7 +46,7 @@ _MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")  # of a JPEG, within pixels and
 
 # TIFF's tags, and what it calls numbers.
 _SUBFILE, _WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 258, 259, 262, 266
-_STRIPS, _SAMPLES, _PLANAR, _TILES, _EXTRA, _SAMPLE_FORMAT = 273, 277, 284, 324, 338, 339
+_STRIPS, _ORIENTATION, _SAMPLES, _PLANAR, _TILES, _EXTRA, _SAMPLE_FORMAT = 273, 274, 277, 284, 324, 338, 339
 _NUMBERS = {1: "unsigned integers", 2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex numbers"}
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6
 
@@ -53,9 +55,40 @@ class Refused(ValueError):
     """An image that may be sound and is not taken all the same; the message has the way out."""
 
 
+class Misread(Refused):
+    """A file of a layout that Pillow reads wrongly or not at all."""
+
+
+class Foreign(Misread):
+    """One that GDAL, where rasterio is installed, reads right."""
+
+
+def read_pixels(source: Any) -> Image.Image | np.ndarray:
+    """
+    Reads an image as [`read_image`] does; with rasterio installed also what Pillow does not read right, such as four
+    bands of 16 bits: its red, green and blue, in their own depth.
+
+    Returns:
+        `PIL.Image.Image`, or of such a file an `np.ndarray` of shape `(H, W, 3)`.
+
+    Args and Raises: as [`read_image`].
+    """
+    with _reading(source) as file:
+        try:
+            image = _open(file)
+        except Foreign:
+            if (bands := read_bands(file)) is None:
+                raise
+            return bands
+        if _has_depth_to_lose(image) and (bands := read_bands(file)) is not None:
+            return bands
+        return _decode(image)
+
+
 def read_image(source: Any) -> Image.Image:
     """
     Reads an image: header first, then pixels, turned upright by its EXIF orientation. Of several frames the first.
+    With rasterio installed also what Pillow does not read right, if it has 8 bits.
 
     Args:
         source: a path (`str` or `os.PathLike`); bytes, or an open binary file, which stays open; what
@@ -71,11 +104,21 @@ def read_image(source: Any) -> Image.Image:
         ValueError: if it is damaged, too large, no regular file, of a layout that Pillow misreads, or cannot be
             fetched. Nothing else is raised, whatever is in the file.
     """
-    with _opened(source) as image:
-        if loses_depth(image):
-            image.info[_LOST] = True
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+    with _reading(source) as file:
+        try:
+            return _decode(_open(file))
+        except Foreign:
+            bands = read_bands(file)
+            if bands is None or bands.dtype != np.uint8:
+                raise
+            return Image.fromarray(bands)
+
+
+def _decode(image: Image.Image) -> Image.Image:
+    if loses_depth(image):
+        image.info[_LOST] = True
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
@@ -84,8 +127,13 @@ def loses_depth(image: Image.Image) -> bool:
     Whether the file has colours of 16 bits, of which Pillow gives the upper 8. Of an image that others opened and
     decoded nothing tells.
     """
-    tiles = image.tile if isinstance(image, ImageFile) and image.mode == "RGB" else ()
+    tiles = image.tile if isinstance(image, ImageFile) and not image.mode.startswith("I") else ()
     return _LOST in image.info or any(";16" in str(tile[3]) for tile in tiles)
+
+
+def _has_depth_to_lose(image: Image.Image) -> bool:
+    """Whether GDAL gives more of it, and the same else."""
+    return loses_depth(image) and (not isinstance(image, TiffImageFile) or _is_plain(image.tag_v2))
 
 
 def image_size(source: Any) -> tuple[int, int]:
@@ -95,8 +143,13 @@ def image_size(source: Any) -> tuple[int, int]:
 
     Args and Raises: as [`read_image`].
     """
-    with _opened(source) as image:
-        return image.size
+    with _reading(source) as file:
+        try:
+            return _open(file).size
+        except Foreign:
+            if (size := size_of_bands(file)) is None:
+                raise
+            return size
 
 
 def check_image(image: Image.Image) -> None:
@@ -115,7 +168,8 @@ def check_image(image: Image.Image) -> None:
     if file is not None and _scans(file) > MAX_SCANS:
         raise Refused(f"a JPEG of more than {MAX_SCANS} scans; save it again as another file")
     if isinstance(image, TiffImageFile) and (fault := _misread(image, image.tag_v2)):
-        raise Refused(f"{_describe(image.tag_v2)}, {fault}; {_AS_ARRAY}")
+        kind = Foreign if _is_plain(image.tag_v2) else Misread
+        raise kind(f"{_describe(image.tag_v2)}, {fault}; {_way_out(kind)}")
 
 
 def open_file(path: str | os.PathLike) -> io.BufferedReader:
@@ -133,8 +187,8 @@ def open_file(path: str | os.PathLike) -> io.BufferedReader:
 
 
 @contextmanager
-def _opened(source: Any) -> Iterator[Image.Image]:
-    """An image whose header has been looked at. What Pillow raises, here or while it decodes, becomes ours."""
+def _reading(source: Any) -> Iterator[BinaryIO]:
+    """The file of an image. What Pillow and GDAL raise while it is read becomes ours."""
     path = source.get("path") if isinstance(source, Mapping) else None
     if isinstance(source, Mapping):
         source = _of_row(source)
@@ -150,7 +204,7 @@ def _opened(source: Any) -> Iterator[Image.Image]:
             raise ValueError(f"{said} ({_reason(error)}); {way_out}") from error
     with _file(source) as file:
         try:
-            yield _open(file)
+            yield file
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except UnidentifiedImageError as error:
@@ -251,14 +305,15 @@ def _open(file: BinaryIO) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise Refused(f"far too many pixels (decompression bomb?); cut it into tiles: {error}") from error
     except Exception as error:
-        reason = _unreadable(file)
-        if reason is not None:
-            raise Refused(f"{reason}, which Pillow cannot read; {_AS_ARRAY}") from error
+        if found := _unreadable(file):
+            kind, reason = found
+            raise kind(f"{reason}, which Pillow cannot read; {_way_out(kind)}") from error
         raise
     check_image(image)
     if image.format == "JPEG2000" and image.mode in ("LA", "PA", "RGBA") and not _declares_alpha(file):
         bands = len(image.getbands())
-        raise Refused(f"a JPEG 2000 of {bands} bands, of which Pillow would take the last for alpha; {_AS_ARRAY}")
+        reason = f"a JPEG 2000 of {bands} bands, of which Pillow would take the last for alpha"
+        raise Foreign(f"{reason}; {_way_out(Foreign)}")
     return image
 
 
@@ -279,14 +334,19 @@ def _scans(file: IO[bytes]) -> int:
     return scans
 
 
-def _unreadable(file: BinaryIO) -> str | None:
+def _way_out(kind: type[Misread]) -> str:
+    install = "install rasterio to have it read, or " if kind is Foreign else ""
+    return f"{install}read it with rasterio or tifffile and pass its red, green and blue as an array"
+
+
+def _unreadable(file: BinaryIO) -> tuple[type[Misread], str] | None:
     """What a file is that Pillow does not open though it may be sound."""
     file.seek(0)
     head = file.read(16)
     if head.startswith(_JPEG2000):
-        return "a JPEG 2000 that is damaged, or of more than 4 bands"
+        return Foreign, "a JPEG 2000 that is damaged, or of more than 4 bands"
     if head.startswith(b"MM\0+"):
-        return "a BigTIFF of big-endian byte order"
+        return Misread, "a BigTIFF of big-endian byte order"
     if not head.startswith(_TIFF):
         return None
     try:
@@ -294,9 +354,22 @@ def _unreadable(file: BinaryIO) -> str | None:
         file.seek(tags.next)
         tags.load(file)
         whole = _WIDTH in tags and (_STRIPS in tags or _TILES in tags)
-        return _describe(tags) if whole else None
+        return (Foreign if _is_plain(tags) else Misread, _describe(tags)) if whole else None
     except Exception:  # the tags are damaged
         return None
+
+
+def _is_plain(tags: ImageFileDirectory_v2) -> bool:
+    """Whether a TIFF's numbers are to be taken as they stand, the more the brighter, which is what GDAL gives."""
+    bits, count = tags.get(_BITS, (1,)), tags.get(_SAMPLES, 1)
+    return (
+        tags.get(_PHOTOMETRIC) in (_BLACK_IS_ZERO, _RGB)
+        and tags.get(_ORIENTATION, 1) == tags.get(_FILL_ORDER, 1) == 1
+        and not tags.get(_SUBFILE, 0) & 0b101
+        and {*tags.get(_SAMPLE_FORMAT, (1,))} <= {1, 2, 3}
+        and len(bits) == count
+        and len({*bits}) == 1
+    )
 
 
 def _bands(tags: ImageFileDirectory_v2) -> int:

@@ -13,11 +13,11 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.warp import reproject
 
+from ..processing.gdal_reading import colour_bands
 from .grid import Grid, read_grid
 
 CACHE = 64 * 2**20  # bytes of decoded blocks that GDAL keeps in each process; its own default grows with the machine
 WARP_MEMORY = 32  # MiB, for one step of warping
-_COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 
 
 def gdal() -> rasterio.Env:
@@ -45,8 +45,7 @@ def open_raster(path: str | os.PathLike) -> DatasetReader:
 
 def choose_bands(dataset: DatasetReader, bands: Sequence[int] | None = None) -> tuple[int, int, int]:
     """
-    The bands of red, green and blue, from 1 on: those given; or by colour interpretation; or the first three; or, of
-    one or two, the first thrice. A band of alpha is none of them.
+    The bands of red, green and blue, from 1 on: those given, or see [`colour_bands`].
 
     Raises:
         ValueError: if there is no such band, or not three are given.
@@ -58,17 +57,7 @@ def choose_bands(dataset: DatasetReader, bands: Sequence[int] | None = None) -> 
                 "has, for red, green and blue."
             )
         return bands[0], bands[1], bands[2]
-    meanings = dataset.colorinterp
-    if set(_COLOURS) <= set(meanings):
-        red, green, blue = (meanings.index(colour) + 1 for colour in _COLOURS)
-        return red, green, blue
-    if meanings[0] == ColorInterp.palette:
-        raise ValueError(f"{dataset.name} has a palette: expand it first (gdal_translate -expand rgb).")
-    shown = [number for number, meaning in enumerate(meanings, start=1) if meaning != ColorInterp.alpha]
-    if not shown:
-        raise ValueError(f"{dataset.name} has no band but alpha.")
-    red, green, blue = shown[:3] if len(shown) > 2 else shown[:1] * 3
-    return red, green, blue
+    return colour_bands(dataset)
 
 
 class Raster:
