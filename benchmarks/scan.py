@@ -1,13 +1,14 @@
 """
 What a scan costs against the size of the scene: time, peak memory, and what a kill costs.
 
-    python benchmarks/scan.py --sides 2000 4000 --folder /tmp/scenes      # --sides 12000 takes hours on two cores
+    python benchmarks/scan.py --output docs/benchmarks                    # scan.json and scan.md; an hour on two cores
+    python benchmarks/scan.py --sides 2000 4000 --folder /tmp/scenes      # smaller ones, kept
     python benchmarks/scan.py --only reading                              # of one scene: the share of reading
 
 Scenes are generated ones laid side by side: 16 bits, four bands, tiled, half a metre per pixel, with a strip of
 nodata; date 2 is in another UTM zone and resolution. Each is scanned by `deltavlm scan` in a process of its own, is
 killed when half of its tiles are answered, and goes on. Memory is the resident set of each process, sampled every
-tenth of a second.
+tenth of a second; processor time, which other work beside it disturbs least, is that of all processes together.
 """
 
 import argparse
@@ -66,12 +67,14 @@ def make(folder: Path, side: int) -> tuple[Path, Path]:
 
 def watch(process: subprocess.Popen, journal: Path, stop_at: int | None) -> dict:
     """Follows a scan to its end, or kills it when so many tiles are answered; its peak memory in MiB."""
-    start, peaks, answered = time.perf_counter(), {"main": 0, "reading": 0}, 0
+    start, peaks, answered, spent = time.perf_counter(), {"main": 0, "reading": 0}, 0, {}
     while process.poll() is None:
         try:
             main = psutil.Process(process.pid)
             peaks["main"] = max(peaks["main"], main.memory_info().rss)
             peaks["reading"] = max([peaks["reading"], *(each.memory_info().rss for each in main.children())])
+            for each in (main, *main.children()):
+                spent[each.pid] = sum(each.cpu_times()[:2])
         except psutil.NoSuchProcess:
             pass
         answered = journal.read_bytes().count(b"\n") - 1 if journal.exists() else answered
@@ -79,7 +82,8 @@ def watch(process: subprocess.Popen, journal: Path, stop_at: int | None) -> dict
             process.send_signal(signal.SIGKILL)
         time.sleep(0.1)
     memory = {f"{name}_mib": round(peak / 2**20) for name, peak in peaks.items()}
-    return {"seconds": round(time.perf_counter() - start, 1), **memory, "answered": answered}
+    seconds = {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(sum(spent.values()), 1)}
+    return {**seconds, **memory, "answered": answered}
 
 
 def measure(folder: Path, side: int, model: str, workers: int) -> dict:
@@ -102,8 +106,9 @@ def measure(folder: Path, side: int, model: str, workers: int) -> dict:
         "side": side,
         "tiles": len(tiles),
         "changed": tiles.changed.value_counts().to_dict(),
-        "seconds": seconds,
+        "seconds": round(seconds, 1),
         "milliseconds_per_tile": round(1000 * seconds / len(tiles), 1),
+        "cpu_milliseconds_per_tile": round(1000 * sum(run["cpu_seconds"] for run in runs) / len(tiles), 1),
         "peak_mib": max(run["main_mib"] for run in runs),
         "peak_reading_mib": max(run["reading_mib"] for run in runs),
         "killed_at": runs[0]["answered"],
@@ -129,13 +134,38 @@ def reading(folder: Path, side: int, model: str) -> dict:
     return {"side": side, **per_tile, "share_of_reading": round(read / both, 3)}
 
 
+def report(figures: dict) -> str:
+    """The figures as a page; times are relative to the smallest scene's."""
+    sizes, read = figures["sizes"], figures["reading"]
+    spent = [each["cpu_milliseconds_per_tile"] * each["tiles"] for each in sizes]
+    rows = [
+        f"| {each['side']} x {each['side']} | {each['tiles']} | {each['tiles'] / sizes[0]['tiles']:.2f} "
+        f"| {time / spent[0]:.2f} | {each['peak_mib']} | {each['peak_reading_mib']} | {each['killed_at']} |"
+        for each, time in zip(sizes, spent, strict=True)
+    ]
+    return f"""# What a scan costs against the size of the scene
+
+`python benchmarks/scan.py --output docs/benchmarks`: {figures["model"]} model, {figures["cores"]} CPU cores, scenes
+of 16 bits and four bands at half a metre, the dates in two UTM zones. Each scan was killed when half of its tiles were
+answered, and went on; its layers were opened by geopandas and are valid.
+
+| scene, pixels | tiles | tiles, relative | processor time, relative | peak memory, MiB | peak of the process that \
+reads, MiB | answered when killed |
+|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+Of the time that a tile takes in one process, {100 * read["share_of_reading"]:.0f} % is reading and warping.
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="+", default=[2000, 4000], help="of scenes, in pixels")
+    parser.add_argument("--sides", type=int, nargs="+", default=[3000, 6000, 12000], help="of scenes, in pixels")
     parser.add_argument("--folder", type=Path, default=Path("scenes"), help="where they go and stay")
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", default="small")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", choices=("sizes", "reading"))
+    parser.add_argument("--output", type=Path, help="folder for scan.json and scan.md")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     figures: dict = {"cores": os.cpu_count(), "model": args.model}
@@ -144,6 +174,9 @@ def main() -> None:
     if args.only != "sizes":
         figures["reading"] = reading(args.folder, args.sides[0], args.model)
     print(json.dumps(figures, indent=2))
+    if args.output:
+        (args.output / "scan.json").write_text(json.dumps(figures, indent=2) + "\n")
+        (args.output / "scan.md").write_text(report(figures))
 
 
 if __name__ == "__main__":

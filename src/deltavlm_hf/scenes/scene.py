@@ -13,6 +13,7 @@ from skimage.registration import phase_cross_correlation
 
 from .grid import Grid, footprint, read_grid
 from .raster import Raster, gdal, open_raster
+from .stac import locate
 from .tiles import Tile, Tiling
 from .values import Matching, choose_stretch
 
@@ -34,7 +35,8 @@ class Scene:
     each process opens the files for itself.
 
     Args:
-        before (`str` or `Path`): raster of the first date, whatever GDAL opens; its grid is the scene's.
+        before (`str` or `Path`): raster of the first date, whatever GDAL opens, or a STAC item, see [`locate`]; its
+            grid is the scene's.
         after (`str` or `Path`): raster of the second date, in any reference system and resolution.
         size (`int`): side of a tile, in pixels: the model's image size.
         resolution (`float`, *optional*): metres per pixel, see [`read_grid`].
@@ -79,6 +81,7 @@ class Scene:
         if not 0 < min_valid <= 1:
             raise ValueError(f"`min_valid` is {min_valid}, expected a share above 0, up to 1.")
         self.size, self.min_valid = size, min_valid
+        before, after = locate(before), locate(after)
         with gdal(), open_raster(before) as first, open_raster(after) as second:
             self.grid = read_grid(first, resolution)
             self.covered = footprint(second, self.grid)
