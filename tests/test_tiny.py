@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from transformers import AutoModelForImageTextToText, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 import deltavlm_hf
 from deltavlm_hf import ChangeSession
@@ -115,6 +117,23 @@ def test_pipeline_in_batches(scenes):
     answerer = pipeline("image-text-to-text", model=deltavlm_hf.tiny())
     singles, batches = (answerer(text=chats, batch_size=size, return_full_text=False) for size in (1, 4))
     assert [output[0]["generated_text"] for output in singles] == [output[0]["generated_text"] for output in batches]
+
+
+def test_pipeline_over_a_data_set_of_messages(scenes, tmp_path):
+    """`datasets` fills each part of a message with the keys that others have: None is nothing."""
+    chats = []
+    for number, scene in enumerate(scenes[:3]):
+        content = []
+        for date, image in (("before", scene.before), ("after", scene.after)):
+            Image.fromarray(image).save(tmp_path / f"{date}{number}.png")
+            content.append({"type": "image", "url": str(tmp_path / f"{date}{number}.png")})
+        chats.append([{"role": "user", "content": [*content, {"type": "text", "text": INSTRUCTIONS["count"]}]}])
+    answerer = pipeline("image-text-to-text", model=deltavlm_hf.tiny())
+    table = Dataset.from_list([{"messages": chat} for chat in chats])
+    assert set(table[0]["messages"][0]["content"][0]) == {"type", "url", "text"}
+    outputs = answerer(KeyDataset(table, "messages"), return_full_text=False)
+    expected = answerer(chats, return_full_text=False)
+    assert [output[0]["generated_text"] for output in outputs] == [output[0]["generated_text"] for output in expected]
 
 
 def test_stated_figures_are_the_measured_ones():

@@ -224,3 +224,29 @@ def test_what_cannot_be(base):
     model.language_model.add_adapter(LoraConfig(), adapter_name="mine")
     with pytest.raises(ValueError, match="a single LoRA adapter, named 'default'"):
         model.save_pretrained(base / "other")
+
+
+def test_peft_by_itself_with_modules_to_save(base, batch, tmp_path):
+    """`get_peft_model` on the whole model, without this package's policy: an adapter's folder of PEFT's own form."""
+    config = LoraConfig(
+        r=4, target_modules=r"language_model\..*\.(q_proj|v_proj)", modules_to_save=["qformer", "language_projection"]
+    )
+    model = get_peft_model(load(base), config).train()
+    learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert all("modules_to_save" in name or ".lora_" in name for name in learning)
+    optimizer = torch.optim.AdamW(learning.values(), lr=1e-3)
+    before = {name: weight.detach().clone() for name, weight in learning.items()}
+    for _ in range(2):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    moved = {name for name, weight in learning.items() if not torch.equal(weight, before[name])}
+    for part in (".lora_A", ".lora_B", "qformer.modules_to_save", "language_projection.modules_to_save"):
+        assert any(part in name for name in moved), part
+    model.eval().save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = model(**batch).logits
+        again = PeftModel.from_pretrained(load(base), tmp_path / "adapter").eval()
+        assert torch.equal(again(**batch).logits, expected)
+        again.merge_and_unload().save_pretrained(tmp_path / "merged")
+        torch.testing.assert_close(load(tmp_path / "merged")(**batch).logits, expected, rtol=1e-4, atol=1e-4)
