@@ -1,5 +1,6 @@
 """Many clients at once: questions share batches, and nobody's answer is changed by that."""
 
+import gc
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import deltavlm_hf
 from deltavlm_hf import ChangeSession, ask_pairs
 from deltavlm_hf.data.questions import INSTRUCTIONS
+from deltavlm_hf.serving.rows import Row
 
 BINARY, COUNT, GRID = (INSTRUCTIONS[task] for task in ("binary", "count", "grid"))
 QUESTIONS = [*INSTRUCTIONS.values(), "How many buildings were built?", "Where are the new buildings?"]
@@ -114,6 +116,8 @@ def test_everybody_has_the_answer_to_the_own_question(model, tiny_processor, pai
         list(clients.map(ask, range(40)))
         assert metric(address, "pairs_encoded_total") == len(pairs)
         assert metric(address, "waiting") == 0
+        gc.collect()
+        assert sum(type(each) is Row for each in gc.get_objects()) <= 8  # of the last batch
 
 
 def test_what_comes_while_the_model_is_at_work_shares_a_batch(model, tiny_processor, work, files, clients):

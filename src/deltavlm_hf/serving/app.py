@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.types import Receive, Scope, Send
 
 from .. import __version__
+from ..inference.asking import check_options
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from ..processing.conversation import Turn
@@ -138,6 +139,7 @@ class Service:
         settings: Settings,
         metrics: Metrics,
     ):
+        check_options(model, {})
         self.settings = settings
         self.metrics = metrics
         self.generation = model.generation_config
@@ -315,7 +317,7 @@ async def _lines(replies: Replies, events: asyncio.Queue[tuple[int, Event]], ask
 
 
 def _line(what: dict[str, Any]) -> str:
-    return f"data: {json.dumps(what, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(what)}\n\n"
 
 
 def _wrapped(seed: int) -> int:

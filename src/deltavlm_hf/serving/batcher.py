@@ -1,7 +1,6 @@
 """One thread that has the model, and the rows that wait for it."""
 
 import threading
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,7 +26,7 @@ class Batcher:
         processor ([`DeltaVLMProcessor`]): the model's, used by this thread alone.
         metrics ([`Metrics`]): what is counted.
         batch_size (`int`): rows answered at once.
-        wait (`float`): seconds that the first row of a batch waits for others.
+        wait (`float`): seconds that rows wait for others, before each batch.
         most_waiting (`int`): rows that may wait.
     """
 
@@ -102,14 +101,13 @@ class Batcher:
     def _next(self) -> list[Row]:
         """The rows of the next batch; none when all is done."""
         with self._changed:
-            while not self._waiting:  # those that were there may have left while others were waited for
+            while True:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._changed.wait_for(lambda: len(self._waiting) >= self.batch_size or self._closed, self.wait)
+                if self._waiting:  # those that were there may have left meanwhile
+                    break
                 if self._closed:
                     return []
-                self._changed.wait()
-                until = time.monotonic() + self.wait
-                while 0 < len(self._waiting) < self.batch_size and not self._closed:
-                    if not self._changed.wait(until - time.monotonic()):
-                        break
             first = self._waiting[0]
             alike = [row for row in self._waiting if self._way(row) == self._way(first)]
             alike.sort(key=lambda row: (row is not first, abs(row.prompt_tokens - first.prompt_tokens)))

@@ -78,8 +78,8 @@ class Gate:
             length = int(said)
             if length > MAX_BODY:
                 raise ApiError(f"A request has at most {MAX_BODY >> 20} MB.", 413, code="request_too_large")
-        if self.requests >= MAX_REQUESTS or self.bytes + length > MAX_BODIES:
-            raise ApiError("Busy: much is being sent. Try again in a moment.", 429, code="busy", retry_after=1)
+            if self.requests >= MAX_REQUESTS or self.bytes + length > MAX_BODIES:
+                raise ApiError("Busy: much is being sent. Try again in a moment.", 429, code="busy", retry_after=1)
         return length
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:

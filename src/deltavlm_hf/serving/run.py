@@ -8,6 +8,7 @@ from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from .app import Settings, make_app
 
+IDLE_SECONDS = 60  # that a connection is kept between requests
 SHUTDOWN_SECONDS = 300  # for answers that are under way when the server is told to end
 
 
@@ -42,6 +43,7 @@ def serve(
     config = uvicorn.Config(
         make_app(model, processor, settings),
         log_level="warning",
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         server_header=False,
     )
