@@ -15,6 +15,7 @@ SOURCE = Path(deltavlm_hf.__file__).parent
 FLOORS = (
     ("__main__",),
     ("cli",),
+    ("serving",),
     ("hub", "app", "scenes"),
     ("training",),
     ("evaluation",),

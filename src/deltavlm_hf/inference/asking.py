@@ -44,6 +44,19 @@ def answer(
     Raises:
         ValueError: if `questions` is a string, or for an option of `generate` that has no place here.
     """
+    answers = generate_ids(model, processor, questions, histories, images, **generate_kwargs)
+    return [text.strip() for text in processor.batch_decode(answers, skip_special_tokens=True)]
+
+
+def generate_ids(
+    model: DeltaVLMForConditionalGeneration,
+    processor: DeltaVLMProcessor,
+    questions: Sequence[str],
+    histories: Sequence[Sequence[Turn] | None] | None = None,
+    images: ImageInput | None = None,
+    **generate_kwargs,
+) -> torch.Tensor:
+    """The answers of [`answer`] as token ids `(B, L)`, padded on the right."""
     questions = _as_questions(questions)
     check_options(model, generate_kwargs)
     if len(questions) > 1 and generate_kwargs.get("streamer") is not None:
@@ -54,8 +67,7 @@ def answer(
     with torch.inference_mode():
         outputs = model.generate(**inputs, **generate_kwargs)
     ids = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences  # as the model's own defaults say
-    answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in answers]
+    return ids[:, inputs["input_ids"].shape[1] :]
 
 
 def _as_questions(questions: Sequence[str]) -> list[str]:
@@ -179,7 +191,7 @@ def _ask_chunk(model, processor, chunk, questions, batch_size, options) -> list[
     read: list[Any] = []
     for pair in chunk:
         read += _each(lambda one: [pair_pixels(processor.image_processor, *one)], [pair])
-    features = each_usable(lambda pixels: _encode(model, _joined(pixels)), read)
+    features = each_usable(lambda pixels: encode_pixels(model, _joined(pixels)), read)
     answers = ask_turns(model, processor, features, [[question] for question in questions], batch_size, options)
     return [said if isinstance(said, Exception) else [text for (text,) in said] for said in answers]
 
@@ -288,10 +300,11 @@ def encode(
     model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, pairs: Sequence[Sequence[ImageInput]]
 ) -> torch.Tensor:
     """Pair features `(P, 2N, D)`."""
-    return _encode(model, processor(images=list(pairs), return_tensors="pt")["pixel_values"])
+    return encode_pixels(model, processor(images=list(pairs), return_tensors="pt")["pixel_values"])
 
 
-def _encode(model: DeltaVLMForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
+def encode_pixels(model: DeltaVLMForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Pair features `(P, 2N, D)` of pixels `(P, 2, 3, H, W)`, some pairs at a time."""
     with torch.inference_mode():
         features = [
             model.encode_pair(some.to(model.device, model.dtype)) for some in pixel_values.split(PAIRS_AT_ONCE)

@@ -1,0 +1,90 @@
+"""What a client is told when there is no answer: OpenAI's form, plain words, nothing of this machine."""
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+logger = logging.getLogger(__name__)
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_WORDS = {
+    404: "There is nothing here; see /docs for what there is.",
+    405: "This address does not take this method; see /docs.",
+}
+
+
+class ApiError(Exception):
+    """
+    A request that gets no answer.
+
+    Args:
+        message (`str`): for the client: what was given, what was expected, what to do.
+        status (`int`, *optional*, defaults to 400): of HTTP.
+        param (`str`, *optional*): the part of the request that is at fault.
+        code (`str`, *optional*): a word for programs.
+        retry_after (`int`, *optional*): seconds after which to try again.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ):
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        kind = "server_error" if self.status >= 500 else _TYPES.get(self.status, "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body(), self.status, headers)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of an error: ours are said, all others are for the log."""
+    if isinstance(error, ApiError):
+        return error
+    logger.error("A request failed", exc_info=error)
+    return ApiError("Something went wrong here, and has been noted. Try again, or other images.", 500)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Has all errors of an app told in this form."""
+
+    @app.exception_handler(ApiError)
+    def refused(request: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])[:100].encode("ascii", "backslashreplace").decode()
+        if first["type"] == "json_invalid":
+            return ApiError("The body is no JSON.").response()
+        if not place:
+            return ApiError("Send a JSON object, with the header `Content-Type: application/json`.").response()
+        if first["type"] == "extra_forbidden":
+            return ApiError(f"`{place}` is not supported: leave it out.", param=place).response()
+        return ApiError(f"`{place}`: {first['msg']}.".replace("Value error, ", ""), param=place).response()
+
+    @app.exception_handler(HTTPException)
+    def of_http(request: Request, error: HTTPException) -> JSONResponse:
+        return ApiError(_WORDS.get(error.status_code, str(error.detail)), error.status_code).response()
+
+    @app.exception_handler(Exception)
+    def failed(request: Request, error: Exception) -> JSONResponse:  # the server logs it
+        return ApiError("Something went wrong here, and has been noted.", 500).response()
