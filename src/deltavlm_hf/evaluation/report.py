@@ -72,6 +72,7 @@ def write_report(
     *,
     title: str,
     settings: dict[str, Any],
+    models: Mapping[str, str] | None = None,
     published_tasks: Collection[str] = (),
 ) -> list[Path]:
     """
@@ -84,6 +85,8 @@ def write_report(
         rows (`Dataset`): with images, for the worst cases.
         title (`str`).
         settings (`dict`): how the run was made, for the report's head.
+        models (`dict`, *optional*): of each system that is a model its [`fingerprint`], by which `deltavlm publish`
+            knows whose figures these are.
         published_tasks (`Collection[str]`, *optional*): see [`make_tables`].
 
     Returns:
@@ -108,7 +111,12 @@ def write_report(
     body += _worst(cases, undecoded(rows))
     files = {
         "report.json": json.dumps(
-            {"settings": settings, "published_tasks": list(published_tasks), "systems": systems},
+            {
+                "settings": settings,
+                "published_tasks": list(published_tasks),
+                "models": dict(models or {}),
+                "systems": systems,
+            },
             indent=1,
             ensure_ascii=False,
         ),

@@ -10,7 +10,7 @@ import datasets
 from ..data import TASKS, load_changechat, load_generated
 from ..data.build import read_captions
 from ..data.rows import first_rows
-from ..inference.identity import identify
+from ..inference.identity import fingerprint, identify
 from ..inference.loading import load_model
 from ..inference.processes import lock_folder, own_device, process_state
 from .answering import ModelAnswerer, digest_rows, predict
@@ -159,12 +159,15 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
         rows, training = run.load()
     texts = rows.remove_columns(["before", "after", "mask"])
     systems: dict[str, dict] = {}
+    models: dict[str, str] = {}
     model_cases: list = []
     for name in dict.fromkeys((run.model, *run.baselines)):
-        predictions, masks = _predict(run, name, rows, training)
+        predictions, masks, model = _predict(run, name, rows, training)
         if state.is_main_process:
             systems[name], cases = evaluate_predictions(texts, predictions, protocol)
             model_cases = model_cases or cases
+            if model is not None:
+                models[name] = model
             if masks is not None:
                 systems[name] |= _score_masks(texts, predictions, masks)
                 asked, read = answers_of_masks(texts, masks)
@@ -182,6 +185,7 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
         rows,
         title=f"{run.model} on {settings['data']}",
         settings=settings,
+        models=models,
         published_tasks=published_tasks(rows, run.data, run.split) if run.data else [],
     )
     return Evaluation(files, sum(case.error is not None for case in model_cases))
@@ -189,8 +193,8 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
 
 def _predict(
     run: EvaluationRun, name: str, rows: datasets.Dataset, training: datasets.Dataset | None
-) -> tuple[list[dict[str, Any]], SeenMasks | None]:
-    """The answers of the model or of a baseline, and the model's masks, if it makes any."""
+) -> tuple[list[dict[str, Any]], SeenMasks | None, str | None]:
+    """The answers of the model or of a baseline; of a model its masks, if it makes any, and its fingerprint."""
     folder = Path(run.output) / "predictions" / Path(name).name
     with lock_folder(folder):  # before the model is loaded, which takes its time
         if name in BASELINES:
@@ -210,7 +214,11 @@ def _predict(
             own_history=not run.right_history,
             verbatim_questions=run.verbatim_questions,
         )
-        return predictions, None if name in BASELINES else see_masks(model, processor, rows)
+        if name in BASELINES:
+            return predictions, None, None
+        config = model.config
+        known = fingerprint(config.name_or_path, model.weights_revision, config.weight_sources)
+        return predictions, see_masks(model, processor, rows), known
 
 
 def _score_masks(texts: datasets.Dataset, predictions: list[dict[str, Any]], seen: SeenMasks) -> dict[str, dict]:
