@@ -46,12 +46,14 @@ class SeenMasks:
         facts (`dict[int, Facts | str]`): for each row what the rules read off its mask, or why there is none.
         confusions (`np.ndarray` of shape `(P, K + 1, K + 1)`): pixels of each pair with a mask, by what they are
             (rows) and what they were taken for; unchanged ones first, then those of each class.
+        rows (`list[int]`): of each of these pairs its first row.
         unreadable (`int`): pairs that are left out, for their mask or images cannot be used.
     """
 
     classes: list[str]
     facts: dict[int, Facts | str]
     confusions: np.ndarray
+    rows: list[int]
     unreadable: int
 
 
@@ -95,11 +97,12 @@ def see_masks(
             confusion = None if truth is None else count_pixels(mask, truth, classes)
         seen.append((pair, facts, confusion, is_whole))
     seen = sorted(gather_object(seen), key=lambda found: found[0])
-    confusions = [confusion for _, _, confusion, _ in seen if confusion is not None]
+    confusions = {pair[0]: confusion for pair, _, confusion, _ in seen if confusion is not None}
     return SeenMasks(
         classes,
         facts={index: facts for pair, facts, _, _ in seen for index in pair},
-        confusions=np.array(confusions, int).reshape(-1, *(len(classes) + 1,) * 2),
+        confusions=np.array([*confusions.values()], int).reshape(-1, *(len(classes) + 1,) * 2),
+        rows=list(confusions),
         unreadable=sum(not is_whole for *_, is_whole in seen),
     )
 

@@ -18,6 +18,7 @@ from .baselines import BASELINES, make_baseline
 from .captions import Protocol, has_java, make_vocabulary
 from .masks import SeenMasks, answers_of_masks, score_agreement, score_pixels, see_masks
 from .published import published_tasks
+from .records import Entry, make_records
 from .report import write_report
 from .score import evaluate_predictions
 
@@ -160,12 +161,14 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
     texts = rows.remove_columns(["before", "after", "mask"])
     systems: dict[str, dict] = {}
     models: dict[str, str] = {}
+    records: dict[str, list[Entry]] = {}
     model_cases: list = []
     for name in dict.fromkeys((run.model, *run.baselines)):
         predictions, masks, model = _predict(run, name, rows, training)
         if state.is_main_process:
             systems[name], cases = evaluate_predictions(texts, predictions, protocol)
             model_cases = model_cases or cases
+            records[name] = make_records(rows, cases, masks)
             if model is not None:
                 models[name] = model
             if masks is not None:
@@ -186,6 +189,7 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
         title=f"{run.model} on {settings['data']}",
         settings=settings,
         models=models,
+        records=records,
         published_tasks=published_tasks(rows, run.data, run.split) if run.data else [],
     )
     return Evaluation(files, sum(case.error is not None for case in model_cases))

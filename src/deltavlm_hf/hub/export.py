@@ -19,7 +19,7 @@ from ..inference.identity import fingerprint
 from ..inference.loading import find_source, load_model
 from ..modeling import DeltaVLMConfig
 from ..training import SETTINGS_FILE, merge_lora
-from .parts import check_output
+from .parts import check_output, find_dtype
 from .sources import Source
 
 EXPORT_FILE = "export.json"
@@ -60,8 +60,8 @@ def export(
         ValueError: if there is no such model or precision.
     """
     output_dir = check_output(output_dir)
-    if dtype != "auto" and not getattr(getattr(torch, dtype, None), "is_floating_point", False):
-        raise ValueError(f"--dtype {dtype}: expected `auto`, float32, bfloat16 or float16.")
+    if dtype != "auto":
+        find_dtype(dtype)
     source = find_source(str(checkpoint))
     model, processor = load_model(str(checkpoint), "cpu", dtype)
     config: DeltaVLMConfig = model.config
