@@ -18,6 +18,8 @@ from typing import Any
 
 from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
+from ..extras import missing
+
 try:
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
     from pycocoevalcap.cider.cider import Cider
@@ -25,7 +27,7 @@ try:
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, PTBTokenizer
 except ImportError as error:
-    raise ImportError('Caption scores need more packages: pip install "deltavlm-hf[eval]"') from error
+    raise missing("Caption scores need more packages", "eval") from error
 
 logger = logging.getLogger(__name__)
 
