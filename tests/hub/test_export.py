@@ -172,6 +172,25 @@ def test_what_is_no_precision(small, tmp_path, dtype, capsys):
     assert f"--dtype {dtype}: expected" in capsys.readouterr().err and not (tmp_path / "whole").exists()
 
 
+@pytest.mark.parametrize(
+    "origins",
+    [
+        "x",
+        ["x"],
+        [{"name": "/home/me/model"}],
+        [{"license": "<script>"}],
+        [{"license": "a\nb"}],
+        [{"path": "x"}],
+        [{"name": 1}],
+        [{}] * 101,
+    ],
+    ids=lambda origins: str(origins)[:40],
+)
+def test_origins_that_cannot_be(origins):
+    with pytest.raises(ValueError, match="`made_from|is damaged"):
+        deltavlm_hf.DeltaVLMConfig(made_from=origins)
+
+
 KILLED = """
 import os, signal, sys
 from deltavlm_hf.hub import export

@@ -15,9 +15,9 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ..data.masks import class_values, read_mask
-from ..data.questions import format_count, format_grid, parse_count, parse_grid, parse_yes_no
+from ..data.questions import format_count, format_grid, parse_count, parse_grid, parse_yes_no, says_change
 from ..data.rows import undecoded
-from ..data.rules import CLASSES, Facts, Thresholds, read_facts
+from ..data.rules import CLASSES, Facts, Thresholds, marks_change, read_facts
 from ..inference import predict_mask
 from ..inference.processes import process_state
 from ..modeling import DeltaVLMForConditionalGeneration
@@ -184,6 +184,32 @@ def _overlap(hits: int, truth: int, predicted: int) -> dict[str, Any]:
 
 def _ratio(part: int, whole: int) -> float | None:
     return float(part / whole) if whole else None
+
+
+def against_masks(rows: datasets.Dataset) -> list[int]:
+    """
+    The rows of pairs whose mask marks a change while their flag, or captions, say that there is none, or marks none
+    while these tell of one. LEVIR-MCI has such pairs: what is right of them depends on who is asked.
+
+    Args:
+        rows (`Dataset`): see [`load_changechat`], with `masks=True`.
+    """
+    rows = undecoded(rows.with_format(None))
+    found: list[int] = []
+    for pair in group_by_pair(rows):
+        of_pair = [rows[index] for index in pair]
+        said = [row["changed"] for row in of_pair if row["changed"] is not None]
+        said = said or [
+            says_change(row["captions"] or [row["turns"][0]["answer"]]) for row in of_pair if row["task"] == "caption"
+        ]
+        if said and of_pair[0]["mask"] is not None:
+            try:
+                mask = read_mask(of_pair[0])
+            except ValueError:  # told where masks are scored
+                continue
+            if mask is not None and marks_change(mask) != any(said):
+                found += pair
+    return sorted(found)
 
 
 def answers_of_masks(rows: Iterable[dict], seen: SeenMasks) -> tuple[list[dict], list[dict]]:

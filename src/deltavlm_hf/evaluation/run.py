@@ -9,14 +9,14 @@ import datasets
 
 from ..data import TASKS, load_changechat, load_generated
 from ..data.build import read_captions
-from ..data.rows import first_rows
+from ..data.rows import first_rows, undecoded
 from ..inference.identity import fingerprint, identify
 from ..inference.loading import load_model
 from ..inference.processes import lock_folder, own_device, process_state
-from .answering import ModelAnswerer, digest_rows, predict
+from .answering import ModelAnswerer, digest_rows, group_by_pair, predict
 from .baselines import BASELINES, make_baseline
 from .captions import Protocol, has_java, make_vocabulary
-from .masks import SeenMasks, answers_of_masks, score_agreement, score_pixels, see_masks
+from .masks import SeenMasks, against_masks, answers_of_masks, score_agreement, score_pixels, see_masks
 from .published import published_tasks
 from .records import Entry, make_records
 from .report import write_report
@@ -159,6 +159,7 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
     with state.main_process_first():  # the others find its Arrow tables
         rows, training = run.load()
     texts = rows.remove_columns(["before", "after", "mask"])
+    doubtful = set(against_masks(rows)) if run.data and state.is_main_process else set()
     systems: dict[str, dict] = {}
     models: dict[str, str] = {}
     records: dict[str, list[Entry]] = {}
@@ -169,6 +170,11 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
             systems[name], cases = evaluate_predictions(texts, predictions, protocol)
             model_cases = model_cases or cases
             records[name] = make_records(rows, cases, masks)
+            if doubtful and len(doubtful) < len(texts):
+                kept = [index for index in range(len(texts)) if index not in doubtful]
+                without = f"{name}, without pairs whose captions and masks differ"
+                chosen = [predictions[index] for index in kept]
+                systems[without], _ = evaluate_predictions(texts.select(kept), chosen, protocol)
             if model is not None:
                 models[name] = model
             if masks is not None:
@@ -181,6 +187,10 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
     settings = run.settings
     if run.protocol == "coco" and {*run.tasks} & {"caption", "open"} and not has_java("In the report's captions"):
         settings["captions"] = "split at white space, not by the Penn Treebank tokenizer, for want of Java"
+    if doubtful:
+        pairs = group_by_pair(undecoded(rows.with_format(None)))
+        differing = sum(pair[0] in doubtful for pair in pairs)
+        settings["captions against masks"] = f"{differing} of {len(pairs)} pairs"
     files = write_report(
         run.output,
         systems,
