@@ -121,6 +121,17 @@ def test_systems_of_one_name_and_without_difference(reports, tmp_path, capsys):
     assert rows["binary: f1"][2] == "+0.00 (+0.00 to +0.00)"
 
 
+def test_a_report_of_fewer_tasks(reports, tmp_path):
+    """What one alone was asked stands without a difference, whichever comes first."""
+    evaluate("majority", tmp_path / "few", "--pairs", "12", "--tasks", "count")
+    for order in ([reports[1], tmp_path / "few"], [tmp_path / "few", reports[1]]):
+        rows = {name: (values, differences) for name, values, differences in compare(order, resamples=20).rows}
+        values, (difference,) = rows["count: roads exact"]
+        assert None not in values and difference is not None
+        values, (difference,) = rows["binary: f1"]
+        assert [value is None for value in values] == [path.name == "few" for path in order] and difference is None
+
+
 def test_other_data_are_refused(reports, tmp_path, capsys):
     evaluate("no-change", tmp_path / "fewer", "--pairs", "5", "--tasks", "binary")
     evaluate("no-change", tmp_path / "others", "--pairs", "12", "--tasks", "binary", "--seed", "6000000")

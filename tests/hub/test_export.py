@@ -187,8 +187,8 @@ def test_what_is_no_precision(small, tmp_path, dtype, capsys):
     ids=lambda origins: str(origins)[:40],
 )
 def test_origins_that_cannot_be(origins):
-    with pytest.raises(ValueError, match="`made_from|is damaged"):
-        deltavlm_hf.DeltaVLMConfig(made_from=origins)
+    with pytest.raises(ValueError, match="made_from"):
+        deltavlm_hf.DeltaVLMConfig.from_dict({"made_from": origins})
 
 
 KILLED = """

@@ -111,9 +111,10 @@ def compare(reports: Sequence[str | Path], resamples: int = RESAMPLES) -> Compar
     draws = np.random.default_rng(0).multinomial(found.pairs, np.full(found.pairs, 1 / found.pairs), size=resamples)
     for task in dict.fromkeys(task for system in systems for task, *_ in system.entries):
         having = [system for system in systems if any(entry[0] == task for entry in system.entries)]
-        _check_same(having, task)
+        pairs = _pairs_of(having, task, first)
+        total = max(found.pairs, 1 + max(pairs))
         for name in dict.fromkeys(name for system in having for entry in _of(system, task) for name in entry[3]):
-            sums = [_sums(system, task, name, first.entries) for system in systems]
+            sums = [_sums(_of(system, task), name, pairs, total) for system in systems]
             values = [None if each is None else float(figure_of(name, each.sum(0))) for each in sums]
             differences = [_difference(name, sums[0], each, draws) for each in sums[1:]]
             found.rows.append((f"{task}: {name}", values, differences))
@@ -160,27 +161,33 @@ def _of(system: System, task: str) -> list[Entry]:
     return [entry for entry in system.entries if entry[0] == task]
 
 
-def _check_same(systems: Sequence[System], task: str) -> None:
-    """Whether the same was asked, of the same pairs, and held against the same right answers."""
-    first, *others = systems
-    asked = [entry[1:3] for entry in _of(first, task)]
+def _pairs_of(systems: Sequence[System], task: str, first: System) -> list[int]:
+    """
+    The pair of each record of a task, numbered from 0 among all pairs of the first system, after a look at whether the
+    same was asked of all systems that have the task, and held against the same right answers.
+    """
+    known, *others = systems
+    asked = [entry[2] for entry in _of(known, task)]
     for other in others:
-        theirs = [entry[1:3] for entry in _of(other, task)]
+        theirs = [entry[2] for entry in _of(other, task)]
         if theirs != asked:
             raise ValueError(
-                f"{first.name} and {other.name} are not measured on the same: {len(asked)} and {len(theirs)} records "
-                f"of the task {task}, {len({*asked} & {*theirs})} of them alike in pair, question and right answer. "
-                "Evaluate both with the same data, split and limit."
+                f"{known.name} and {other.name} are not measured on the same: {len(asked)} and {len(theirs)} records of "
+                f"the task {task}, {len({*asked} & {*theirs})} of them alike in question and right answer. Evaluate "
+                "both with the same data, split and limit."
             )
+    everything = first.entries if known is first else known.entries
+    number_of = {pair: number for number, pair in enumerate(dict.fromkeys(entry[1] for entry in everything))}
+    return [number_of[entry[1]] for entry in _of(known, task)]
 
 
-def _sums(system: System, task: str, name: str, all_entries: Sequence[Entry]) -> np.ndarray | None:
-    """`(pairs, n)`: what each pair of images adds to the sums of a figure."""
-    number_of = {pair: number for number, pair in enumerate(dict.fromkeys(entry[1] for entry in all_entries))}
-    added = [(number_of[entry[1]], entry[3][name]) for entry in _of(system, task) if name in entry[3]]
+def _sums(entries: Sequence[Entry], name: str, pairs: Sequence[int], total: int) -> np.ndarray | None:
+    """`(total, n)`: what each pair of images adds to the sums of a figure."""
+    # There are no entries of a system that lacks the task.
+    added = [(pair, entry[3][name]) for entry, pair in zip(entries, pairs, strict=False) if name in entry[3]]
     if not added:
         return None
-    sums = np.zeros((len(number_of), len(added[0][1])))
+    sums = np.zeros((total, len(added[0][1])))
     np.add.at(sums, [pair for pair, _ in added], np.array([parts for _, parts in added], float))
     return sums
 
