@@ -173,8 +173,8 @@ def _pairs_of(systems: Sequence[System], task: str, first: System) -> list[int]:
         if theirs != asked:
             raise ValueError(
                 f"{known.name} and {other.name} are not measured on the same: {len(asked)} and {len(theirs)} records "
-                f"of the task {task}, {len({*asked} & {*theirs})} of them alike in question and right answer. Evaluate "
-                "both with the same data, split and limit."
+                f"of the task {task}, {len({*asked} & {*theirs})} of them alike in question and right answer. "
+                "Evaluate both with the same data, split and limit."
             )
     everything = first.entries if known is first else known.entries
     number_of = {pair: number for number, pair in enumerate(dict.fromkeys(entry[1] for entry in everything))}
