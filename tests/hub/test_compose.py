@@ -40,6 +40,8 @@ from transformers import (
 
 import deltavlm_hf
 from deltavlm_hf import compose
+from deltavlm_hf.cli import main
+from deltavlm_hf.hub.publishing import Publication
 from deltavlm_hf.modeling.efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
 from deltavlm_hf.training import leave_out_frozen
 from deltavlm_hf.training.quantization import four_bit_config
@@ -543,3 +545,84 @@ def test_only_the_language_model_is_quantised(tmp_path, language_model, pair):
     four_bit = {name for name, each in model.named_modules() if isinstance(each, bitsandbytes.nn.Linear4bit)}
     assert four_bit and all(name.startswith("language_model.") for name in four_bit)
     assert answer_ids(model, AutoProcessor.from_pretrained(tmp_path / "m"), pair).shape[1] > 4
+
+
+class TestCommand:
+    """`deltavlm compose`."""
+
+    @pytest.fixture
+    def vision(self, tmp_path) -> Path:
+        vision = save_encoder("dinov2", tmp_path / "eyes")
+        (vision / "README.md").write_text("---\nlicense: other\nlicense_name: eyes-1.0\n---\n# Eyes\n")
+        return vision
+
+    def test_a_model_to_train_with_pointers(self, vision, language_model, pair, tmp_path, capsys):
+        start = tmp_path / "start"
+        command = ["compose", str(start), "--vision", str(vision), "--language-model", str(language_model)]
+        assert main([*command, "--query-tokens", "4", "--mask-classes", "building", "--ground-resolution", "0.5"]) == 0
+        said = capsys.readouterr().out
+        assert said.count("\n") == 1 and f"{start} is a model to train" in said and "vision_model.neck" in said
+        assert "Licences: vision_model eyes-1.0; language_model not stated" in said
+        saved = load_file(start / "model.safetensors")
+        assert not any(name.startswith(("language_model.", "vision_model.backbone.")) for name in saved)
+        loaded, processor = AutoModelForImageTextToText.from_pretrained(start), AutoProcessor.from_pretrained(start)
+        assert loaded.config.mask_classes == ["building"] and loaded.config.ground_resolution == 0.5
+        assert answer_ids(loaded, processor, pair).shape[1] > 5
+        count = sum(weight.numel() for name, weight in saved.items())
+        assert f"{count:,} weights of it" in said
+
+    def test_the_seed_is_what_is_new(self, vision, language_model, tmp_path):
+        def make(name: str, seed: str) -> torch.Tensor:
+            command = ["compose", str(tmp_path / name), "--vision", str(vision), "--seed", seed]
+            assert main([*command, "--language-model", str(language_model)]) == 0
+            return load_file(tmp_path / name / "model.safetensors")["query_tokens"]
+
+        assert torch.equal(make("one", "3"), make("same", "3")) and not torch.equal(make("other", "4"), make("9", "3"))
+
+    def test_licences_reach_the_card(self, vision, language_model, tmp_path):
+        start = tmp_path / "start"
+        command = ["compose", str(start), "--vision", str(vision), "--language-model", str(language_model)]
+        assert main([*command, "--whole", "--dtype", "bfloat16"]) == 0
+        card = Publication(start, "me/start").card.text
+        assert "- the vision encoder's weights: eyes-1.0, as its folder says" in card and str(tmp_path) not in card
+
+    @pytest.mark.parametrize(
+        "head", ["license: [a, b]", "license: '<script>'", "license: {", "- a", "license: '\\u2028'", "x: y"]
+    )
+    def test_a_strangers_card(self, head, vision, language_model, tmp_path, capsys):
+        (vision / "README.md").write_text(f"---\n{head}\n---\n")
+        command = ["compose", str(tmp_path / "start"), "--vision", str(vision)]
+        assert main([*command, "--language-model", str(language_model)]) == 0
+        assert "vision_model not stated" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        "options, words",
+        [
+            (["--language-model", "nowhere.gguf"], "nowhere.gguf does not exist; a GGUF file on the Hub is named"),
+            (["--language-model", "{llm}", "--dtype", "int8"], "--dtype int8: expected float32"),
+            (["--language-model", "{llm}", "--tokenizer", str(OFFICIAL / "llm")], "it is another model's"),
+            (["--language-model", "{vision}"], "expected a causal language model"),
+        ],
+        ids=str,
+    )
+    def test_what_does_not_fit(self, options, words, vision, language_model, tmp_path, capsys):
+        options = [each.format(llm=language_model, vision=vision) for each in options]
+        assert main(["compose", str(tmp_path / "start"), "--vision", str(vision), *options]) == 1
+        assert words in capsys.readouterr().err and not (tmp_path / "start").exists()
+
+    @pytest.mark.slow
+    def test_a_gguf_file(self, vision, smollm_gguf, smollm_folder, tmp_path, capsys):
+        """A real one: the model that its own reader makes of it, in float32."""
+        start = tmp_path / "start"
+        command = ["compose", str(start), "--vision", str(vision), "--language-model", str(smollm_gguf)]
+        assert main(command) == 0
+        assert "language_model apache-2.0" in capsys.readouterr().out
+        loaded = AutoModelForImageTextToText.from_pretrained(start)
+        expected = AutoModelForCausalLM.from_pretrained(smollm_folder).state_dict()
+        got = loaded.language_model.state_dict()
+        assert got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in expected)
+        processor = AutoProcessor.from_pretrained(start)
+        text = "How many buildings are new?"
+        assert processor.tokenizer(text).input_ids == AutoTokenizer.from_pretrained(smollm_folder)(text).input_ids
+        saved = load_file(start / "model.safetensors")
+        assert not any(name.startswith("vision_model.backbone.") for name in saved)

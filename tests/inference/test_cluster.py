@@ -147,5 +147,6 @@ def test_without_the_package_of_the_extra(folder):
         main(["predict", sys.argv[1], "--questions", "binary", "--output", "answers.csv", "--engine", "ray"])
     """
     assert (
-        run_python(code, folder) == 'deltavlm: error: --engine ray needs more packages: pip install "deltavlm-hf[ray]"'
+        run_python(code, folder) == "deltavlm: error: --engine ray needs more packages: "
+        'pip install "deltavlm-hf[ray]", or in a checkout pip install -e ".[ray]"'
     )

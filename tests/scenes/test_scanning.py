@@ -191,4 +191,7 @@ def test_without_the_packages_of_the_extra():
     with contextlib.redirect_stderr(sys.stdout):
         main(["scan", "before.tif", "after.tif"])
     """
-    assert run_python(code) == 'deltavlm: error: Scenes need more packages: pip install "deltavlm-hf[geo]"'
+    assert run_python(code) == (
+        "deltavlm: error: Scenes need more packages: "
+        'pip install "deltavlm-hf[geo]", or in a checkout pip install -e ".[geo]"'
+    )

@@ -20,10 +20,12 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from ..extras import missing
+
 try:
     import gradio as gr
 except ImportError as error:
-    raise ImportError('The page needs gradio: pip install "deltavlm-hf[web]"') from error
+    raise missing("The page needs gradio", "web") from error
 from starlette.middleware import Middleware
 
 from ..data.questions import FOLLOW_UPS, INSTRUCTIONS, parse_grid

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import ask, chat, convert, data, demo, evaluate, predict, publish, scan, serve, train
+from . import ask, chat, compare, compose, convert, data, demo, evaluate, export, predict, publish, scan, serve, train
 from .arguments import FAILED, INTERRUPTED
 
-COMMANDS = (ask, chat, predict, scan, serve, demo, evaluate, train, convert, publish, data)  # as `--help` lists them
+# As `--help` lists them.
+COMMANDS = (ask, chat, predict, scan, serve, demo, evaluate, compare, train, compose, convert, export, publish, data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,9 +1,10 @@
 """Builds a data set of ChangeChat-105k's form by rule, from captions and change masks."""
 
 import json
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ import numpy as np
 from PIL import Image
 
 from ..processing.reading import READING_ERRORS, image_size
-from .changechat import images_in, mask_folder
+from .changechat import ENDINGS, dated_images, find_mask, images_in, mask_folder
+from .pairs import read_table
 from .questions import TASKS, make_turns, says_change
 from .records import Record, RecordError, check_path, write_records
 from .rules import LEVIR, Facts, Thresholds, load_mask, read_facts
 
 RULE_TASKS = ("caption", "binary", "count", "grid", "dialogue")
 SPLITS = ("train", "val", "test")
+SHARES = (0.7, 0.15, 0.15)  # of pairs that are split by place
+NAME = "changechat"  # how files begin
 
 _NEEDS = "captions need captions, yes/no either captions or masks, and all others masks."
 
@@ -61,10 +65,12 @@ def find_pairs(
 
     Args:
         images (`str` or `Path`): the folder that paths start from. Images are in `A` and `B` of its folder `split`, or
-            right in its own, as LEVIR-CC and LEVIR-CD have them.
+            right in its own, as LEVIR-CC and LEVIR-CD have them; or, in either, both dates lie together, named like
+            `x_pre.png` and `x_post.png`, see [`dated_images`].
         captions (`str` or `Path`, *optional*): a JSON file, either `{file name: [captions]}` or LEVIR-CC's own
             (`LevirCCcaptions.json`, of which only `split` is taken).
-        masks (`str` or `Path`, *optional*): the folder of masks, named as the images. Defaults to `label` beside `A`.
+        masks (`str` or `Path`, *optional*): the folder of masks, named as the images. Defaults to `label` beside `A`;
+            where both dates lie together, see [`find_mask`].
         split (`str`, *optional*, defaults to `"train"`).
 
     Raises:
@@ -76,11 +82,17 @@ def find_pairs(
     for folder in (images, masks):
         if folder is not None and not Path(folder).is_dir():
             raise FileNotFoundError(f"The folder {folder} does not exist.")
+    written = {} if captions is None else read_captions(captions, split)
+    for place in (images / split, images):
+        if (place / "A").is_dir():
+            break
+        before, after = dated_images(place)
+        if before or after:
+            return _dated_pairs(images, before, after, written, None if masks is None else Path(masks))
     parent = "" if (images / "A").is_dir() and not (images / split / "A").is_dir() else f"{split}/"
     dates = images / f"{parent}A"
     labels = mask_folder(dates / "x") if masks is None else Path(masks)
     mask_of, image_of = images_in(labels), images_in(dates)
-    written = {} if captions is None else read_captions(captions, split)
     pairs: dict[str, Pair] = {}
     for file, texts in [*written.items(), *((path.name, ()) for path in mask_of.values())]:
         name = _without_ending(file)
@@ -91,6 +103,44 @@ def find_pairs(
             pairs[name] = _make_pair(parent, file if found is None else found.name, name, texts, mask_of.get(name))
     if not pairs:
         raise ValueError(f"Nothing to build from: no captions were given, and there are no masks in {labels}.")
+    _check_masks(images, pairs.values())
+    return [pairs[name] for name in sorted(pairs)]
+
+
+def _dated_pairs(
+    images: Path,
+    before: dict[str, Path],
+    after: dict[str, Path],
+    written: dict[str, tuple[str, ...]],
+    masks: Path | None,
+) -> list[Pair]:
+    """Of images that lie together. Captions are by the pair's name, `x`, or by that of either image."""
+    if alone := sorted(
+        path.name for key, path in {**before, **after}.items() if key not in before or key not in after
+    ):
+        more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
+        raise ValueError(f"Images without their other date: {', '.join(alone[:5])}{more}.")
+    texts: dict[str, tuple[str, ...]] = {}
+    for file, captions in written.items():
+        name = _without_ending(file)
+        found = ENDINGS.fullmatch(name)
+        texts[name if found is None else found[1]] = captions
+    pairs: dict[str, Pair] = {}
+    seen: dict[Path, dict[str, Path]] = {}
+    for key, path in before.items():
+        name = ENDINGS.fullmatch(key)[1]  # type: ignore[index]
+        if name in pairs:
+            raise ValueError(f"Two pairs are named {name}: {Path(pairs[name].before).name} and {path.name}.")
+        if masks is None:
+            mask = find_mask(path, seen)
+        else:
+            seen.setdefault(masks, images_in(masks))
+            mask = seen[masks].get(name, seen[masks].get(path.stem))
+        first, second = (check_path(each.relative_to(images).as_posix()) for each in (path, after[key]))
+        pairs[name] = Pair(name, first, second, texts.get(name, ()), mask)
+    pairs = {name: pair for name, pair in pairs.items() if pair.captions or pair.mask is not None}
+    if not pairs:
+        raise ValueError(f"Nothing to build from: none of the pairs in {images} has captions or a mask.")
     _check_masks(images, pairs.values())
     return [pairs[name] for name in sorted(pairs)]
 
@@ -188,6 +238,94 @@ class Summary:
     files: list[str] = field(default_factory=list)
 
 
+def split_by_place(
+    pairs: Sequence[Pair], places: Mapping[str, str], shares: Sequence[float] = SHARES, seed: int = 0
+) -> dict[str, list[Pair]]:
+    """
+    Pairs as train, val and test, each place on one side alone: what a model saw of a place it must not be asked about.
+
+    Args:
+        pairs (`Sequence[Pair]`): see [`find_pairs`].
+        places (`Mapping[str, str]`): of each pair's name its place, see [`find_places`].
+        shares (`Sequence[float]`, *optional*, defaults to `(0.7, 0.15, 0.15)`): of the pairs. Places are taken whole,
+            in an order that follows from their names and the seed, and each goes where most is missing.
+        seed (`int`, *optional*, defaults to 0).
+
+    Raises:
+        ValueError: if there are fewer places than splits that want some, or a share is out of range.
+    """
+    if len(shares) != len(SPLITS) or min(shares) < 0 or sum(shares) <= 0:
+        raise ValueError(f"Expected three shares, of train, val and test, none below 0; got {list(shares)}.")
+    of_place: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        of_place.setdefault(places[pair.name], []).append(pair)
+    wanted = {split: share * len(pairs) / sum(shares) for split, share in zip(SPLITS, shares, strict=True) if share}
+    if len(of_place) < len(wanted):
+        raise ValueError(
+            f"There are {len(of_place)} places, and each of {', '.join(wanted)} needs one: {', '.join(of_place)}."
+        )
+    found: dict[str, list[Pair]] = {split: [] for split in wanted}
+    for place in sorted(of_place, key=lambda place: zlib.crc32(f"{seed} {place}".encode())):
+        empty = [split for split in wanted if not found[split]]
+        left = len(of_place) - len({places[pair.name] for each in found.values() for pair in each})
+        among = empty if empty and left <= len(empty) else list(wanted)
+        split = max(among, key=lambda split: wanted[split] - len(found[split]))
+        found[split] += of_place[place]
+    return {split: sorted(each, key=lambda pair: pair.name) for split, each in found.items()}
+
+
+def find_places(names: Iterable[str], places: str) -> dict[str, str]:
+    """
+    The place of each pair.
+
+    Args:
+        names (`Iterable[str]`): of pairs.
+        places (`str`): either a table and its column, `pairs.csv:city`, whose column `name` has the pairs' names (or
+            those of files); or a regular expression, whose first group in a name is the place: `(.+)_\\d+`.
+
+    Raises:
+        ValueError: if the table or the expression cannot be used, or a pair has no place; the message names some.
+    """
+    names = list(names)
+    table, colon, column = places.rpartition(":")
+    if colon and Path(table).is_file():
+        rows = read_table(Path(table))
+        if not {"name", column} <= set(rows.column_names):
+            raise ValueError(
+                f"{table} has the columns {', '.join(rows.column_names)}; expected `name` and `{column}`."
+            )
+        stated = zip(rows["name"].to_pylist(), rows[column].to_pylist(), strict=True)
+        of_name = {_without_ending(str(name)): str(place) for name, place in stated if place is not None}
+        found = {name: of_name[name] for name in names if name in of_name}
+    else:
+        try:
+            expression = re.compile(places)
+        except re.error as error:
+            raise ValueError(f"--places {places!r} is no table with its column, nor an expression: {error}") from None
+        if not expression.groups:
+            raise ValueError(f"--places {places!r} has no group: put the place in brackets, as in (.+)_\\d+")
+        matches = {name: expression.search(name) for name in names}
+        found = {name: match[1] for name, match in matches.items() if match and match[1]}
+    if lacking := [name for name in names if name not in found]:
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        raise ValueError(f"These pairs have no place by {places!r}: {', '.join(lacking[:5])}{more}.")
+    return found
+
+
+def places_on_both_sides(splits: Mapping[str, Sequence[Pair]], places: Mapping[str, str]) -> list[str]:
+    """What is known of one place in more than one split, in words."""
+    sides: dict[str, dict[str, int]] = {}
+    for split, pairs in splits.items():
+        for pair in pairs:
+            of_place = sides.setdefault(places[pair.name], {})
+            of_place[split] = of_place.get(split, 0) + 1
+    return [
+        f"{place} ({', '.join(f'{number} in {split}' for split, number in counts.items())})"
+        for place, counts in sides.items()
+        if len(counts) > 1
+    ]
+
+
 def facts_of(pair: Pair, thresholds: Thresholds = LEVIR, binary_masks: bool = False) -> Facts | None:
     """The facts in a pair's mask, where it has one."""
     return None if pair.mask is None else read_facts(load_mask(pair.mask, binary_masks), thresholds)
@@ -235,12 +373,84 @@ def build_records(
             yield Record(f"{pair.name}-{task}", task, pair.before, pair.after, turns, changed)
 
 
+def find_splits(
+    images: str | Path,
+    captions: str | Path | None = None,
+    masks: str | Path | None = None,
+    places: str | None = None,
+    shares: Sequence[float] = SHARES,
+    seed: int = 0,
+) -> tuple[dict[str, list[Pair]], list[str]]:
+    """
+    The pairs of all splits at once: of the folders `train`, `val` and `test`, or of one folder, split by place.
+
+    Args:
+        images, captions, masks: see [`find_pairs`]. Captions and masks of all splits may lie together: whose image of
+            the first date is in none of the folders is left out.
+        places (`str`, *optional*): see [`find_places`]; needed unless there are folders of splits.
+        shares, seed: see [`split_by_place`].
+
+    Returns:
+        `tuple[dict[str, list[Pair]], list[str]]`: pairs by split, and the places that are in more than one.
+
+    Raises:
+        ValueError: if there are neither folders of splits nor places, and as [`find_pairs`] and [`split_by_place`] do.
+    """
+    folders = {split: Path(images) / split for split in SPLITS}
+    there = [split for split, each in folders.items() if (each / "A").is_dir() or any(dated_images(each))]
+    if there:
+        found = {}
+        for split in there:
+            pairs = find_pairs(images, captions, masks, split)
+            found[split] = [pair for pair in pairs if (Path(images) / pair.before).is_file()]
+        found = {split: pairs for split, pairs in found.items() if pairs}
+    elif places is None:
+        raise ValueError(
+            f"{images} has no folders train, val and test. To split its pairs, say which place each is of: --places "
+            "TABLE.csv:COLUMN (with a column `name`), or an expression whose group in a name is the place."
+        )
+    else:
+        pairs = find_pairs(images, captions, masks)
+        return split_by_place(pairs, find_places([pair.name for pair in pairs], places), shares, seed), []
+    if places is None:
+        return found, []
+    of_name = find_places([pair.name for pairs in found.values() for pair in pairs], places)
+    return found, places_on_both_sides(found, of_name)
+
+
+def build_splits(splits: Mapping[str, Sequence[Pair]], output: str | Path, **kwargs) -> dict[str, Summary]:
+    """
+    [`build_dataset`] for each split; what stands in the way of one is told before any is written.
+
+    Args:
+        splits (`Mapping[str, Sequence[Pair]]`): see [`find_splits`].
+        output (`str` or `Path`): the folder to write to.
+        kwargs: for [`build_dataset`].
+    """
+    if not kwargs.get("overwrite"):
+        named = {"name": kwargs.get("name", NAME), "tasks": kwargs.get("tasks", RULE_TASKS)}
+        _refuse_existing(path for split in splits for path in _paths(output, split=split, **named).values())
+    return {split: build_dataset(pairs, output, split=split, **kwargs) for split, pairs in splits.items()}
+
+
+def _paths(output: str | Path, name: str, split: str, tasks: Sequence[str]) -> dict[str, Path]:
+    """Of each task its file."""
+    return {
+        task: Path(output) / f"{name}_{split}{'' if split == 'train' else FILE_SUFFIX[task]}.json" for task in tasks
+    }
+
+
+def _refuse_existing(paths: Iterable[Path]) -> None:
+    if there := sorted({str(path) for path in paths if path.exists()}):
+        raise FileExistsError(f"{', '.join(there)} exists; choose another name or folder, or overwrite it.")
+
+
 def build_dataset(
     pairs: Sequence[Pair],
     output: str | Path,
     *,
     split: str = "train",
-    name: str = "changechat",
+    name: str = NAME,
     tasks: Sequence[str] = RULE_TASKS,
     thresholds: Thresholds = LEVIR,
     binary_masks: bool = False,
@@ -285,10 +495,9 @@ def build_dataset(
         raise ValueError(f"`paraphrase` must be between 0 and 1, got {paraphrase}.")
     tasks = tuple(dict.fromkeys(tasks))
     together = split == "train"
-    paths = {task: Path(output) / f"{name}_{split}{'' if together else FILE_SUFFIX[task]}.json" for task in tasks}
-    there = sorted({str(path) for path in paths.values() if path.exists()})
-    if there and not overwrite:
-        raise FileExistsError(f"{', '.join(there)} exists; choose another name or folder, or overwrite it.")
+    paths = _paths(output, name, split, tasks)
+    if not overwrite:
+        _refuse_existing(paths.values())
 
     summary = Summary(pairs=len(pairs))
     records: dict[Path, list[Record]] = {path: [] for path in paths.values()}

@@ -16,6 +16,8 @@ from .rows import features, load, to_row, unroll
 
 SPLITS = ("train", "train_loc", "val", "test")
 
+_AFTER = {"pre_disaster": "post_disaster", "pre": "post", "before": "after"}  # how names of one pair end
+ENDINGS = re.compile(rf"(.+)_({'|'.join([*_AFTER, *_AFTER.values()])})")
 # The file's name gives the split and, where it holds one task only, the task.
 _FILE_NAME = re.compile(r"(?:.*_)?(train_loc|train|val|test)(?:_(binary|count|loc|open|dialog))?\.json")
 _TASK_NAMES = {"loc": "grid", "dialog": "dialogue"}  # upstream's name -> ours
@@ -131,6 +133,44 @@ def images_in(folder: Path) -> dict[str, Path]:
     return found
 
 
+def dated_images(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """
+    The images of both dates that lie together in one folder, told apart by how their names end: `x_pre` and `x_post`,
+    `x_before` and `x_after` or, as in xBD, `x_pre_disaster` and `x_post_disaster`.
+
+    Returns:
+        `tuple[dict[str, Path], dict[str, Path]]`: first and second dates, by `x` and the ending of the first date.
+    """
+    by_date: tuple[dict[str, Path], dict[str, Path]] = ({}, {})
+    for stem, file in images_in(folder).items():
+        if found := ENDINGS.fullmatch(stem):
+            name, ending = found.groups()
+            kind = ending if ending in _AFTER else next(key for key, value in _AFTER.items() if value == ending)
+            by_date[ending not in _AFTER][f"{name}_{kind}"] = file
+    return by_date
+
+
+def find_mask(before: Path, seen: dict[Path, dict[str, Path]]) -> Path | None:
+    """
+    The change mask of a pair, if there is one: named as the image in `label` beside its folder `A`. Where both dates
+    lie together, that of `x_pre.png` is `label/x.png` in their folder, or `x_mask.png` beside it.
+
+    Args:
+        before (`Path`): the image of the first date.
+        seen (`dict`): what folders hold, filled in as they are looked at.
+    """
+    found = None if before.parent.name in ("A", "before") else ENDINGS.fullmatch(before.stem)
+    places = [(mask_folder(before), before.stem)]
+    if found is not None:
+        places = [(before.parent / "label", found[1]), (before.parent, f"{found[1]}_mask")]
+    for folder, name in places:
+        if folder not in seen:
+            seen[folder] = images_in(folder)
+        if name in seen[folder]:
+            return seen[folder][name]
+    return None
+
+
 def mask_folder(before: Path) -> Path:
     """Where LEVIR-MCI keeps change masks: `label` beside `A`."""
     return before.parent.parent / "label"
@@ -182,10 +222,7 @@ class ChangeChat(datasets.GeneratorBasedBuilder):
                     for part in unroll(record) if self.config.unroll else (record,):
                         row = to_row(part, str(before), str(after))
                         if self.config.masks:
-                            folder = mask_folder(before)
-                            if folder not in masks:
-                                masks[folder] = images_in(folder)
-                            mask = masks[folder].get(before.stem)
+                            mask = find_mask(before, masks)
                             row["mask"] = None if mask is None else str(mask)
                         yield key, row
                         key += 1
@@ -255,7 +292,9 @@ def load_changechat(
     files = [replace(file, path=file.path.absolute()) for file in files]
     stats = [file.path.stat() for file in files]
     folder = find_images(source, images)
-    mask_folders = [folder / split / "label" for split in ("", "train", "val", "test")] if masks else []
+    splits = ("", "train", "val", "test") if masks else ()
+    mask_folders = [folder / split / "label" for split in splits]
+    mask_folders += [folder / split for split in splits if any((folder / split).glob("*_mask.*"))]
     builder = ChangeChat(
         cache_dir=None if cache_dir is None else str(cache_dir),
         files=tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True)),

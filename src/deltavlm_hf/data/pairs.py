@@ -1,7 +1,6 @@
 """Image pairs to ask about: a table that names them, or the files of a folder."""
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
-from .changechat import images_in
+from .changechat import ENDINGS, dated_images, images_in
 
 DATES = ("before", "after")
 _IMAGE_FOLDER = {f"{date}_file_name": date for date in DATES}  # as ImageFolder names columns of images
 _FOLDERS = (("A", "B"), DATES)
-_AFTER = {"pre_disaster": "post_disaster", "pre": "post", "before": "after"}  # how names of one pair end
-_ENDINGS = re.compile(rf"(.+)_({'|'.join([*_AFTER, *_AFTER.values()])})")
 _FORMS = (
     "a table (.csv, .jsonl or .parquet) with columns `before` and `after`, or a folder that has such a table as "
     "`metadata`, images of the same names in A and B, or images named like x_pre.png and x_post.png"
@@ -85,25 +82,19 @@ def find_pair_table(source: str | Path) -> PairTable:
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return _read_table(path)
+        return _read_pairs(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{source} does not exist; expected {_FORMS}.")
     for suffix in _READERS:
         if (path / f"metadata{suffix}").is_file():
-            return _read_table(path / f"metadata{suffix}")
+            return _read_pairs(path / f"metadata{suffix}")
     for first, second in _FOLDERS:
         if (path / first).is_dir() and (path / second).is_dir():
             return _match(path, images_in(path / first), images_in(path / second))
-    by_date: tuple[dict[str, Path], dict[str, Path]] = ({}, {})
-    for stem, file in images_in(path).items():
-        if found := _ENDINGS.fullmatch(stem):
-            name, ending = found.groups()
-            kind = ending if ending in _AFTER else next(key for key, value in _AFTER.items() if value == ending)
-            by_date[ending not in _AFTER][f"{name}_{kind}"] = file
-    before, after = by_date
+    before, after = dated_images(path)
     if not before and not after:
         raise ValueError(f"There are no pairs in {source}; expected {_FORMS}.")
-    return _match(path, before, after, lambda key: _ENDINGS.fullmatch(key)[1])  # type: ignore[index]
+    return _match(path, before, after, lambda key: ENDINGS.fullmatch(key)[1])  # type: ignore[index]
 
 
 def _match(
@@ -127,14 +118,21 @@ def _match(
     return PairTable(pa.table(columns), folder)
 
 
-def _read_table(path: Path) -> PairTable:
+def read_table(path: Path) -> pa.Table:
+    """A table of any columns; `ValueError` if it is none."""
     suffix = path.suffix.lower()
     if suffix not in _READERS:
-        raise ValueError(f"{path} is no table of pairs; expected {_FORMS}.")
+        raise ValueError(f"{path} is no table; expected a name that ends with {', '.join(_READERS)}.")
     try:
-        rows = _READERS[suffix](path)
+        return _READERS[suffix](path)
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _read_pairs(path: Path) -> PairTable:
+    if path.suffix.lower() not in _READERS:
+        raise ValueError(f"{path} is no table of pairs; expected {_FORMS}.")
+    rows = read_table(path)
     names = [_IMAGE_FOLDER.get(name, name) for name in rows.column_names]
     rows = rows.rename_columns(names)
     if any(names.count(date) != 1 for date in DATES) or len(set(names)) < len(names):

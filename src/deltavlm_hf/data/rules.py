@@ -104,6 +104,11 @@ class Facts:
         return self.roads + self.buildings > 0
 
 
+def marks_change(mask: np.ndarray) -> bool:
+    """Whether a mask, as [`load_mask`] reads it, marks any change but specks, with thresholds for its size."""
+    return read_facts(mask, Thresholds.for_size(round(mask.size**0.5))).changed
+
+
 def load_mask(source: str | Path | Image.Image, binary: bool = False) -> np.ndarray:
     """
     Reads a change mask.

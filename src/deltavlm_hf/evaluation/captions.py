@@ -18,14 +18,16 @@ from typing import Any
 
 from transformers import GPT2Tokenizer, PreTrainedTokenizerBase
 
+from ..extras import missing
+
 try:
-    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, PTBTokenizer
 except ImportError as error:
-    raise ImportError('Caption scores need more packages: pip install "deltavlm-hf[eval]"') from error
+    raise missing("Caption scores need more packages", "eval") from error
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +48,13 @@ class CaptionScores:
             where there is no Java.
         each (`dict[str, list[float]]`): of single captions. Only ROUGE-L and CIDEr are the means of theirs:
             BLEU and METEOR add up matches over the set first.
+        bleu (`list[tuple[int, ...]]`): what each caption adds to BLEU-4: n-grams of 1 to 4 words that are right, all
+            of them, and how many words it has and should have.
     """
 
     overall: dict[str, float | None]
     each: dict[str, list[float]]
+    bleu: list[tuple[int, ...]]
 
 
 class Protocol:
@@ -220,7 +225,10 @@ def _score_meteor(targets: dict, candidates: dict) -> tuple[float, list[float]]:
 def _score(predictions: list[str], references: list[list[str]]) -> CaptionScores:
     candidates = {index: [text] for index, text in enumerate(predictions)}
     targets = dict(enumerate(references))
-    bleu, each_bleu = Bleu(4).compute_score(targets, candidates, verbose=0)
+    scorer = BleuScorer(n=4)
+    for said, wanted in zip(predictions, references, strict=True):
+        scorer += (said, wanted)
+    bleu, each_bleu = scorer.compute_score(option="closest", verbose=0)
     rouge, each_rouge = Rouge().compute_score(targets, candidates)
     if any(text for texts in references for text in texts):
         cider, each_cider = Cider().compute_score(targets, candidates)
@@ -232,7 +240,14 @@ def _score(predictions: list[str], references: list[list[str]]) -> CaptionScores
     each |= {"ROUGE-L": list(map(float, each_rouge)), "CIDEr": list(map(float, each_cider))}
     if has_java("METEOR is left out"):
         overall["METEOR"], each["METEOR"] = _score_meteor(targets, candidates)
-    return CaptionScores({name: overall[name] for name in SCORES}, each)
+    counts = [_counts(found) for found in scorer.ctest]
+    return CaptionScores({name: overall[name] for name in SCORES}, each, counts)
+
+
+def _counts(found: dict[str, Any]) -> tuple[int, ...]:
+    said = found["testlen"]
+    wanted = min((abs(length - said), length) for length in found["reflen"])[1]
+    return (*found["correct"], *found["guess"], said, wanted)
 
 
 def has_java(consequence: str) -> bool:

@@ -15,9 +15,9 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ..data.masks import class_values, read_mask
-from ..data.questions import format_count, format_grid, parse_count, parse_grid, parse_yes_no
+from ..data.questions import format_count, format_grid, parse_count, parse_grid, parse_yes_no, says_change
 from ..data.rows import undecoded
-from ..data.rules import CLASSES, Facts, Thresholds, read_facts
+from ..data.rules import CLASSES, Facts, Thresholds, marks_change, read_facts
 from ..inference import predict_mask
 from ..inference.processes import process_state
 from ..modeling import DeltaVLMForConditionalGeneration
@@ -46,12 +46,14 @@ class SeenMasks:
         facts (`dict[int, Facts | str]`): for each row what the rules read off its mask, or why there is none.
         confusions (`np.ndarray` of shape `(P, K + 1, K + 1)`): pixels of each pair with a mask, by what they are
             (rows) and what they were taken for; unchanged ones first, then those of each class.
+        rows (`list[int]`): of each of these pairs its first row.
         unreadable (`int`): pairs that are left out, for their mask or images cannot be used.
     """
 
     classes: list[str]
     facts: dict[int, Facts | str]
     confusions: np.ndarray
+    rows: list[int]
     unreadable: int
 
 
@@ -95,11 +97,12 @@ def see_masks(
             confusion = None if truth is None else count_pixels(mask, truth, classes)
         seen.append((pair, facts, confusion, is_whole))
     seen = sorted(gather_object(seen), key=lambda found: found[0])
-    confusions = [confusion for _, _, confusion, _ in seen if confusion is not None]
+    confusions = {pair[0]: confusion for pair, _, confusion, _ in seen if confusion is not None}
     return SeenMasks(
         classes,
         facts={index: facts for pair, facts, _, _ in seen for index in pair},
-        confusions=np.array(confusions, int).reshape(-1, *(len(classes) + 1,) * 2),
+        confusions=np.array([*confusions.values()], int).reshape(-1, *(len(classes) + 1,) * 2),
+        rows=list(confusions),
         unreadable=sum(not is_whole for *_, is_whole in seen),
     )
 
@@ -181,6 +184,32 @@ def _overlap(hits: int, truth: int, predicted: int) -> dict[str, Any]:
 
 def _ratio(part: int, whole: int) -> float | None:
     return float(part / whole) if whole else None
+
+
+def against_masks(rows: datasets.Dataset) -> list[int]:
+    """
+    The rows of pairs whose mask marks a change while their flag, or captions, say that there is none, or marks none
+    while these tell of one. LEVIR-MCI has such pairs: what is right of them depends on who is asked.
+
+    Args:
+        rows (`Dataset`): see [`load_changechat`], with `masks=True`.
+    """
+    rows = undecoded(rows.with_format(None))
+    found: list[int] = []
+    for pair in group_by_pair(rows):
+        of_pair = [rows[index] for index in pair]
+        said = [row["changed"] for row in of_pair if row["changed"] is not None]
+        said = said or [
+            says_change(row["captions"] or [row["turns"][0]["answer"]]) for row in of_pair if row["task"] == "caption"
+        ]
+        if said and of_pair[0]["mask"] is not None:
+            try:
+                mask = read_mask(of_pair[0])
+            except ValueError:  # told where masks are scored
+                continue
+            if mask is not None and marks_change(mask) != any(said):
+                found += pair
+    return sorted(found)
 
 
 def answers_of_masks(rows: Iterable[dict], seen: SeenMasks) -> tuple[list[dict], list[dict]]:

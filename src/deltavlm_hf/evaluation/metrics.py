@@ -184,6 +184,37 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def figure_of(name: str, sums: np.ndarray) -> np.ndarray | float:
+    """
+    A figure of the sums that it is made of.
+
+    Args:
+        name (`str`): of the figure; its last word says how: `f1` and `iou` of hits, predicted and true ones; `rmse` of
+            squares and their number; `BLEU-4` of n-grams that are right (4), of all (4), of words said and wanted; any
+            other, a mean, of values and their number.
+        sums (`np.ndarray` of shape `(..., n)`).
+
+    Returns:
+        `np.ndarray` of shape `(...)`: 0 where there is nothing to divide by.
+    """
+    kind, parts = name.rpartition(" ")[2], np.moveaxis(np.asarray(sums, float), -1, 0)
+    if kind == "BLEU-4":
+        right, all_of_them, said, wanted = parts[:4], parts[4:8], parts[8], parts[9]
+        bleu = np.prod((right + 1e-15) / (all_of_them + 1e-9), axis=0) ** 0.25  # as pycocoevalcap keeps off zero
+        ratio = (said + 1e-15) / (wanted + 1e-9)
+        return bleu * np.exp(np.minimum(0, 1 - 1 / ratio))
+    if kind == "f1":
+        return _divide(2 * parts[0], parts[1] + parts[2])
+    if kind == "iou":
+        return _divide(parts[0], parts[1] + parts[2] - parts[0])
+    mean = _divide(parts[0], parts[1])
+    return np.sqrt(mean) if kind == "rmse" else mean
+
+
+def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole != 0)
+
+
 def _check(predictions: Sequence, truths: Sequence) -> None:
     if len(predictions) != len(truths) or not len(truths):
         raise ValueError(

@@ -13,12 +13,13 @@ from ..data.rows import undecoded
 from ..data.show import figure
 from ..files import write_text
 from .plots import make_plots
+from .records import RECORDS, Entry
 from .score import Case, unreadable
 from .tables import make_tables, note_in_html
 
 WORST = 8  # cases shown for each task
 
-_PAGE = Template("""<!doctype html>
+PAGE = Template("""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
@@ -72,10 +73,12 @@ def write_report(
     *,
     title: str,
     settings: dict[str, Any],
+    models: Mapping[str, str] | None = None,
+    records: Mapping[str, Sequence[Entry]] | None = None,
     published_tasks: Collection[str] = (),
 ) -> list[Path]:
     """
-    Writes `report.json`, `report.md` and `report.html`.
+    Writes `report.json`, `report.md` and `report.html`, and with `records` their file beside them.
 
     Args:
         folder (`str` or `Path`): where they go.
@@ -84,6 +87,10 @@ def write_report(
         rows (`Dataset`): with images, for the worst cases.
         title (`str`).
         settings (`dict`): how the run was made, for the report's head.
+        models (`dict`, *optional*): of each system that is a model its [`fingerprint`], by which `deltavlm publish`
+            knows whose figures these are.
+        records (`dict`, *optional*): of each system what its rows add to its figures, see [`make_records`]; for
+            `records.json`, of which `deltavlm compare` makes differences.
         published_tasks (`Collection[str]`, *optional*): see [`make_tables`].
 
     Returns:
@@ -108,13 +115,20 @@ def write_report(
     body += _worst(cases, undecoded(rows))
     files = {
         "report.json": json.dumps(
-            {"settings": settings, "published_tasks": list(published_tasks), "systems": systems},
+            {
+                "settings": settings,
+                "published_tasks": list(published_tasks),
+                "models": dict(models or {}),
+                "systems": systems,
+            },
             indent=1,
             ensure_ascii=False,
         ),
         "report.md": "\n\n".join(markdown) + "\n",
-        "report.html": _PAGE.substitute(title=html.escape(title), body="\n".join(body)),
+        "report.html": PAGE.substitute(title=html.escape(title), body="\n".join(body)),
     }
+    if records is not None:
+        write_text(folder / RECORDS, json.dumps(records))
     for file, content in files.items():
         write_text(folder / file, content)
     return [folder / file for file in files]

@@ -9,15 +9,16 @@ import datasets
 
 from ..data import TASKS, load_changechat, load_generated
 from ..data.build import read_captions
-from ..data.rows import first_rows
-from ..inference.identity import identify
+from ..data.rows import first_rows, undecoded
+from ..inference.identity import fingerprint, identify
 from ..inference.loading import load_model
 from ..inference.processes import lock_folder, own_device, process_state
-from .answering import ModelAnswerer, digest_rows, predict
+from .answering import ModelAnswerer, digest_rows, group_by_pair, predict
 from .baselines import BASELINES, make_baseline
 from .captions import Protocol, has_java, make_vocabulary
-from .masks import SeenMasks, answers_of_masks, score_agreement, score_pixels, see_masks
+from .masks import SeenMasks, against_masks, answers_of_masks, score_agreement, score_pixels, see_masks
 from .published import published_tasks
+from .records import Entry, make_records
 from .report import write_report
 from .score import evaluate_predictions
 
@@ -158,13 +159,24 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
     with state.main_process_first():  # the others find its Arrow tables
         rows, training = run.load()
     texts = rows.remove_columns(["before", "after", "mask"])
+    doubtful = set(against_masks(rows)) if run.data and state.is_main_process else set()
     systems: dict[str, dict] = {}
+    models: dict[str, str] = {}
+    records: dict[str, list[Entry]] = {}
     model_cases: list = []
     for name in dict.fromkeys((run.model, *run.baselines)):
-        predictions, masks = _predict(run, name, rows, training)
+        predictions, masks, model = _predict(run, name, rows, training)
         if state.is_main_process:
             systems[name], cases = evaluate_predictions(texts, predictions, protocol)
             model_cases = model_cases or cases
+            records[name] = make_records(rows, cases, masks)
+            if doubtful and len(doubtful) < len(texts):
+                kept = [index for index in range(len(texts)) if index not in doubtful]
+                without = f"{name}, without pairs whose captions and masks differ"
+                chosen = [predictions[index] for index in kept]
+                systems[without], _ = evaluate_predictions(texts.select(kept), chosen, protocol)
+            if model is not None:
+                models[name] = model
             if masks is not None:
                 systems[name] |= _score_masks(texts, predictions, masks)
                 asked, read = answers_of_masks(texts, masks)
@@ -175,6 +187,10 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
     settings = run.settings
     if run.protocol == "coco" and {*run.tasks} & {"caption", "open"} and not has_java("In the report's captions"):
         settings["captions"] = "split at white space, not by the Penn Treebank tokenizer, for want of Java"
+    if doubtful:
+        pairs = group_by_pair(undecoded(rows.with_format(None)))
+        differing = sum(pair[0] in doubtful for pair in pairs)
+        settings["captions against masks"] = f"{differing} of {len(pairs)} pairs"
     files = write_report(
         run.output,
         systems,
@@ -182,6 +198,8 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
         rows,
         title=f"{run.model} on {settings['data']}",
         settings=settings,
+        models=models,
+        records=records,
         published_tasks=published_tasks(rows, run.data, run.split) if run.data else [],
     )
     return Evaluation(files, sum(case.error is not None for case in model_cases))
@@ -189,8 +207,8 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
 
 def _predict(
     run: EvaluationRun, name: str, rows: datasets.Dataset, training: datasets.Dataset | None
-) -> tuple[list[dict[str, Any]], SeenMasks | None]:
-    """The answers of the model or of a baseline, and the model's masks, if it makes any."""
+) -> tuple[list[dict[str, Any]], SeenMasks | None, str | None]:
+    """The answers of the model or of a baseline; of a model its masks, if it makes any, and its fingerprint."""
     folder = Path(run.output) / "predictions" / Path(name).name
     with lock_folder(folder):  # before the model is loaded, which takes its time
         if name in BASELINES:
@@ -210,7 +228,11 @@ def _predict(
             own_history=not run.right_history,
             verbatim_questions=run.verbatim_questions,
         )
-        return predictions, None if name in BASELINES else see_masks(model, processor, rows)
+        if name in BASELINES:
+            return predictions, None, None
+        config = model.config
+        known = fingerprint(config.name_or_path, model.weights_revision, config.weight_sources)
+        return predictions, see_masks(model, processor, rows), known
 
 
 def _score_masks(texts: datasets.Dataset, predictions: list[dict[str, Any]], seen: SeenMasks) -> dict[str, dict]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..data.questions import TASKS, parse_count, parse_grid, parse_yes_no, question_task, says_change
 from .captions import Protocol, score_by_change
-from .metrics import bootstrap_interval, score_counts, score_dialogues, score_grids, score_yes_no
+from .metrics import bootstrap_interval, figure_of, score_counts, score_dialogues, score_grids, score_yes_no
 
 _READ: dict[str, Callable[[str], Any]] = {"binary": parse_yes_no, "count": parse_count, "grid": parse_grid}
 _CLASSES = ("roads", "buildings")
@@ -23,6 +23,8 @@ class Case:
         answers (`list[str]`): one for each turn; empty texts where the row failed.
         error (`str`, *optional*): why there are no answers.
         score (`float`): how good the answers are, 0 to 1, to sort cases of one task by.
+        parts (`dict[str, Sequence[float]]`): by figure, what this row adds to the sums that it is made of, see
+            [`~evaluation.metrics.figure_of`]. Empty where the right answer cannot be read.
     """
 
     def __init__(self, index: int, row: dict, prediction: dict):
@@ -31,6 +33,7 @@ class Case:
         self.error: str | None = prediction.get("error")
         self.answers: list[str] = prediction.get("answers") or [""] * len(row["turns"])
         self.score = 0.0
+        self.parts: dict[str, Sequence[float]] = {}
 
     @property
     def references(self) -> list[str]:
@@ -48,8 +51,8 @@ def evaluate_predictions(
         rows (`Iterable[dict]`): as [`load_changechat`] gives them; images are not needed.
         predictions (`Sequence[dict]`): for each row `answers`, or `error`, see [`predict`].
         protocol ([`Protocol`], *optional*): for captions and open questions; defaults to `coco`.
-        intervals (`bool`, *optional*, defaults to `True`): with 95 % bootstrap confidence intervals (not for BLEU
-            and METEOR, which are no means over samples).
+        intervals (`bool`, *optional*, defaults to `True`): with 95 % bootstrap confidence intervals (not for METEOR,
+            whose sums are Java's own).
 
     Returns:
         `tuple[dict[str, dict], list[Case]]`: figures by task, and all cases. Every task has `samples`, `failed` (rows
@@ -115,6 +118,8 @@ def _binary(cases: list[Case], protocol: Protocol | None, intervals: bool) -> di
     result |= score_yes_no(predictions, truths)
     for case, predicted, truth in zip(kept, predictions, truths, strict=True):
         case.score = float(predicted == truth)
+        said = not truth if predicted is None else predicted
+        case.parts = {"accuracy": (said == truth, 1), "f1": (said and truth, said, truth)}
     if intervals:
         result["intervals"] = {
             name: _resampled(score_yes_no, predictions, truths, name) for name in ("accuracy", "f1")
@@ -132,6 +137,10 @@ def _count(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dic
         right = [truth[number] for truth in truths]
         result[name] = score_counts(numbers, right)
         result[name]["pairs"] = [[truth, predicted] for truth, predicted in zip(right, numbers, strict=True)]
+        for case, predicted, truth in zip(kept, numbers, right, strict=True):
+            error = abs((predicted or 0) - truth)
+            case.parts |= {f"{name} exact": (predicted == truth, 1), f"{name} mae": (error, 1)}
+            case.parts[f"{name} rmse"] = (error**2, 1)
         if intervals:
             errors = [abs((predicted or 0) - truth) for predicted, truth in zip(numbers, right, strict=True)]
             result[name]["intervals"] = {
@@ -154,6 +163,10 @@ def _grid(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dict
         listed = [None if predicted is None else predicted[number] for predicted in predictions]
         right = [truth[number] for truth in truths]
         result[name] = score_grids(listed, right)
+        for case, cells, truth in zip(kept, listed, right, strict=True):
+            said = ~truth if cells is None else cells
+            case.parts[f"{name} f1"] = (int((said & truth).sum()), int(said.sum()), int(truth.sum()))
+            case.parts[f"{name} all-right"] = (bool((said == truth).all()), 1)
         if intervals:
             result[name]["intervals"] = {
                 figure: _resampled(score_grids, listed, right, figure) for figure in ("f1", "subset_accuracy")
@@ -181,8 +194,18 @@ def _texts(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dic
         "lengths": [len(answer.split()) for answer in answers],
         "each_rouge_l": [case.score for case in cases],
     }
+    flags = {"changed": True, "unchanged": False}
+    for name, subset in scores.items():
+        of_subset = [case for case in cases if name == "all" or case.row["changed"] == flags[name]]
+        for number, case in enumerate(of_subset):
+            case.parts[f"{name} BLEU-4"] = subset.bleu[number]
+            case.parts |= {f"{name} {each}": (subset.each[each][number], 1) for each in ("ROUGE-L", "CIDEr")}
     if intervals:
         result["intervals"] = {name: _interval(scores["all"].each[name]) for name in ("ROUGE-L", "CIDEr")}
+        bleu = np.asarray(scores["all"].bleu)
+        result["intervals"]["BLEU-4"] = bootstrap_interval(
+            lambda chosen: float(figure_of("BLEU-4", bleu[chosen].sum(0))), len(bleu)
+        )
     return result
 
 
@@ -197,9 +220,10 @@ def _caption(cases: list[Case], protocol: Protocol | None, intervals: bool) -> d
 
 def _open(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dict:
     result = _texts(cases, protocol, intervals)
-    result["exact"] = float(
-        np.mean([_same(case.answers[-1], case.row["turns"][-1]["answer"], "open") for case in cases])
-    )
+    exact = [_same(case.answers[-1], case.row["turns"][-1]["answer"], "open") for case in cases]
+    for case, right in zip(cases, exact, strict=True):
+        case.parts["exact"] = (right, 1)
+    result["exact"] = float(np.mean(exact))
     return result
 
 
@@ -210,11 +234,13 @@ def _dialogue(cases: list[Case], protocol: Protocol | None, intervals: bool) -> 
         turns = list(zip(tasks, case.answers, case.row["turns"], strict=True))
         right.append([_same(answer, turn["answer"], task) for task, answer, turn in turns])
         case.score = float(np.mean(right[-1]))
+        case.parts = {"turns": (sum(right[-1]), len(right[-1])), "whole": (all(right[-1]), 1)}
         read = {task: _READ[task](answer) for task, answer, _ in turns if task in _READ}
         unparsed += sum(value is None for value in read.values())
         if "binary" in read and "count" in read:
             counts = read["count"]
             consistent.append(read["binary"] is not None and counts is not None and read["binary"] == any(counts))
+            case.parts["consistent"] = (consistent[-1], 1)
     result: dict[str, Any] = {**score_dialogues(right), "unreadable_truths": 0, "unparsed": unparsed}
     if consistent:
         result["consistent"] = float(np.mean(consistent))

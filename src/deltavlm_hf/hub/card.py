@@ -22,7 +22,11 @@ LICENCES = {
     "google-bert/bert-base-uncased": "BERT's vocabulary: Apache-2.0",
 }
 # Of a small checkpoint's sources, by where their weights belong.
-PARTS = {"vision_model": "the vision encoder's weights", "language_model": "the language model's weights"}
+PARTS = {
+    "vision_model": "the vision encoder's weights",
+    "language_model": "the language model's weights",
+    "qformer": "the Q-Former's weights",
+}
 DATA_LICENCE = "LEVIR-CC imagery: academic use only; ChangeChat-105k annotations: CC-BY-4.0"
 TASK = "image-text-to-text"
 # Of report.json: task, way to the figure, the metric's name on the Hub, what it is called here.
@@ -71,6 +75,7 @@ def make_card(
     license: str,
     base_models: Sequence[str],
     report: Mapping[str, Any] | None,
+    changes: Sequence[str] = (),
 ) -> ModelCard:
     """
     A card for a saved model.
@@ -82,6 +87,7 @@ def make_card(
         license (`str`): the Hub's name of the weights' licence.
         base_models (`Sequence[str]`): Hub ids of what the model was made from.
         report (`dict`, *optional*): its figures, see [`read_report`].
+        changes (`Sequence[str]`, *optional*): what was done to the weights after they were measured.
     """
     results = _eval_results(report) if report else []
     run = folder / SETTINGS_FILE
@@ -105,7 +111,7 @@ def make_card(
         _use(repo_id),
         _contents(folder, config, license, base_models),
         _training(settings),
-        _figures(report, results),
+        _figures(report, results, changes),
         _limits(report),
         f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]
@@ -132,6 +138,14 @@ With `import deltavlm_hf` (the package) in front, `trust_remote_code` is not nee
 ChangeChat-105k knows: captions, yes or no, counts, 3x3 grid, open questions, dialogues."""
 
 
+def base_models_of(config: Mapping[str, Any]) -> list[str]:
+    """The Hub ids of what a model was made from, as far as its configuration says."""
+    pointed_at = [source["name_or_path"] for source in config.get("weight_sources") or []]
+    return list(
+        dict.fromkeys([*pointed_at, *(each["name"] for each in config.get("made_from") or [] if "name" in each)])
+    )
+
+
 def _contents(folder: Path, config: Mapping[str, Any], license: str, base_models: Sequence[str]) -> str:
     with ExitStack() as stack:
         weights = open_weights([str(path) for path in sorted(folder.glob("*.safetensors"))], stack)
@@ -150,11 +164,21 @@ def _contents(folder: Path, config: Mapping[str, Any], license: str, base_models
         lines.append(f"- change masks: {_text(', '.join(config['mask_classes']))}")
     for source in config.get("weight_sources") or []:
         place, revision = _as_code(source["name_or_path"]), _as_code(source["revision"])
-        part = PARTS.get(source.get("prefix", "").partition(".")[0], "the other weights")
+        part = _part(source.get("prefix", "").partition(".")[0])
         lines.append(f"- {part} are read from {place} at revision {revision}")
     lines += ["", "## Licences", "", f"These weights: {_as_code(license)}. The code: Apache-2.0."]
-    lines += [f"- {_as_code(name)}: {LICENCES.get(name, 'see its own card')}" for name in base_models]
+    said = {each.get("name"): each["license"] for each in config.get("made_from") or [] if "license" in each}
+    for name in base_models:
+        own = f"{_text(said[name])}, as its own card says" if name in said else "see its own card"
+        lines.append(f"- {_as_code(name)}: {LICENCES.get(name, own)}")
+    for each in config.get("made_from") or []:
+        if "license" in each and "name" not in each:
+            lines.append(f"- {_part(each.get('part', ''))}: {_text(each['license'])}, as its folder says")
     return "\n".join(lines)
+
+
+def _part(name: str) -> str:
+    return PARTS.get(name, "the other weights")
 
 
 def _vision(settings: Mapping[str, Any]) -> str:
@@ -187,16 +211,28 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def read_report(path: Path, names: set[str]) -> dict[str, Any]:
-    """The figures of this model in a report."""
+def read_report(path: Path, names: set[str], fingerprints: Sequence[str]) -> dict[str, Any]:
+    """
+    The figures of a model in a report. Reports say which weights they are of, by [`fingerprint`]; those of earlier
+    versions only what the model was called.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; `deltavlm evaluate` writes it as report.json.")
     try:
         report = json.loads(path.read_text())
         settings, systems = dict(report["settings"]), dict(report["systems"])
+        models = dict(report.get("models") or {})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no report.json of `deltavlm evaluate`.") from error
-    own = sorted(names & systems.keys())
+    if models:
+        own = [name for name in systems if models.get(name) in fingerprints]
+    else:
+        own = sorted(names & systems.keys())
+    if models and not own:
+        raise ValueError(
+            f"{path} has figures of {', '.join(models)}, whose weights or settings are not those of the folder "
+            "that is to be published, nor of what `deltavlm export` made it from: evaluate it as it is now."
+        )
     if not own:
         raise ValueError(
             f"{path} has figures of {', '.join(systems) or 'nothing'}, none of them this model, which `deltavlm "
@@ -230,7 +266,7 @@ def _eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
     return results
 
 
-def _figures(report: Mapping[str, Any] | None, results: Sequence[EvalResult]) -> str:
+def _figures(report: Mapping[str, Any] | None, results: Sequence[EvalResult], changes: Sequence[str]) -> str:
     if report is None:
         return "## Figures\n\nNone were measured."
     settings = report["settings"]
@@ -240,7 +276,8 @@ def _figures(report: Mapping[str, Any] | None, results: Sequence[EvalResult]) ->
         "## Figures",
         "",
         f"Measured by `deltavlm evaluate` on {_text(settings['data'])}{part}; questions: {questions}; history of "
-        f"dialogues: {_text(settings.get('history'))}. Answers that do not parse count as wrong.",
+        f"dialogues: {_text(settings.get('history'))}. Answers that do not parse count as wrong."
+        + (f" Measured before this was done: {_text('; '.join(changes))}." if changes else ""),
         "",
         "| figure | value |",
         "|---|---:|",

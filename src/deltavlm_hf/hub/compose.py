@@ -33,6 +33,8 @@ from ..processing import DeltaVLMProcessor
 from ..processing.processing_deltavlm import IMAGE_TOKEN
 from ..training import leave_out_frozen
 from .encoders import Encoder, count_finer_maps, read_config, read_encoder
+from .gguf import find_gguf
+from .licences import describe_part
 from .parts import SPECIAL_IDS, build_processor, check_output
 from .sources import Origin, Source, Weights, named, rename
 
@@ -94,7 +96,9 @@ def compose(
             Size, mean, standard deviation, filter and scale of the processor are those of its
             `preprocessor_config.json`; without one, mean and standard deviation of ImageNet (EfficientNet-Lite: 0.5;
             InstructBLIP's ViT: CLIP's), and the size of its `config.json`.
-        language_model: folder or Hub id of a causal language model, with its tokenizer.
+        language_model: folder or Hub id of a causal language model, with its tokenizer; or a GGUF file, here or
+            on the Hub (`owner/name/file.gguf`), which holds both. What it has in few bits becomes `dtype`, by default
+            float32, and is written with the model: a pointer cannot lead there.
         qformer: folder or Hub id of an InstructBLIP or a DeltaVLM, whose Q-Former and query tokens are taken where
             shapes fit, or of a BERT, whose layers are. By default it begins untrained.
         qformer_config: settings of an untrained Q-Former. By default 6 layers that all read the images, as wide as
@@ -115,7 +119,8 @@ def compose(
 
     Returns:
         [`Composition`]: model, processor and the names of what is new. `leave_out_frozen(model)` makes small
-        checkpoints of it at once: `config.weight_sources` says where its parts are.
+        checkpoints of it at once: `config.weight_sources` says where its parts are; `config.made_from`, which these
+        are and under what licences, as far as they say so.
 
     Raises:
         FileExistsError: if `output_dir` exists and is not empty.
@@ -128,19 +133,22 @@ def compose(
         raise ValueError("`small` is about `output_dir`: give that, or call `leave_out_frozen(model)`.")
     if qformer is not None and qformer_config is not None:
         raise ValueError("`qformer_config` is for a Q-Former that begins untrained: leave it or `qformer` out.")
-    text_config = read_config(language_model)
+    llm_place, gguf = find_gguf(language_model)
+    text_config = read_config(llm_place, **gguf)
     if text_config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(f"{language_model} is a {text_config.model_type!r}, expected a causal language model.")
     dtype = dtype or text_config.dtype or torch.float32
-    of_llm = _read_tokenizer(language_model if tokenizer is None else tokenizer)
+    of_llm = _read_tokenizer(llm_place, **gguf) if tokenizer is None else _read_tokenizer(tokenizer)
     _check_vocabulary("language model", of_llm, text_config.vocab_size)
     if of_llm.eos_token_id is None:
         raise ValueError("The language model's tokenizer has no end of text (`eos_token`): no answer would end.")
     made_from = None if qformer is None else _read_qformer_config(qformer)
     if qformer_tokenizer is None and qformer is not None:
         of_qformer = _read_tokenizer(qformer, "" if isinstance(made_from, BertConfig) else "qformer_tokenizer")
+    elif qformer_tokenizer is None:
+        of_qformer = _read_tokenizer(llm_place, **gguf)
     else:
-        of_qformer = _read_tokenizer(language_model if qformer_tokenizer is None else qformer_tokenizer)
+        of_qformer = _read_tokenizer(qformer_tokenizer)
 
     encoder = read_encoder(vision, image_size, out_indices, dtype)
     of_neck = {name: settings[name] for name in ("neck_hidden_size", "neck_stride") if name in settings}
@@ -172,8 +180,11 @@ def compose(
     if made_from is not None:
         new -= _load_qformer(model, qformer, made_from)
     llm = AutoModelForCausalLM.from_pretrained(
-        language_model, config=text_config, dtype=dtype, trust_remote_code=False
+        llm_place, config=text_config, dtype=dtype, trust_remote_code=False, **gguf
     ).requires_grad_(False)
+    if gguf:  # whose few bits are full weights by now
+        llm.hf_quantizer = None
+        llm.config.__dict__.pop("quantization_config", None)
     config.text_config = llm.config
     for part in (config.vision_config, config.text_config):
         if os.path.isdir(part.name_or_path):
@@ -181,8 +192,10 @@ def compose(
     whole = _with_language_model(model, llm)
     whole.generation_config = GenerationConfig(**special_ids)
     # An InstructBLIP has a language model too: this one's is looked for first.
-    sources = [{"name_or_path": named(language_model), "prefix": "language_model."}, encoder.source]
+    sources = [None if gguf else {"name_or_path": named(llm_place), "prefix": "language_model."}, encoder.source]
     config.weight_sources = [source for source in sources if source is not None]
+    places = {"vision_model": vision if encoder.source else None, "language_model": language_model, "qformer": qformer}
+    config.made_from = [describe_part(part, place) for part, place in places.items() if place is not None]
     if small:
         leave_out_frozen(whole)
     if output_dir is not None:
@@ -217,13 +230,15 @@ def _with_language_model(model: DeltaVLMModel, llm: PreTrainedModel) -> DeltaVLM
     return whole
 
 
-def _read_tokenizer(source: Source | PreTrainedTokenizerBase, subfolder: str = "") -> PreTrainedTokenizerBase:
+def _read_tokenizer(
+    source: Source | PreTrainedTokenizerBase, subfolder: str = "", **gguf: str
+) -> PreTrainedTokenizerBase:
     if isinstance(source, PreTrainedTokenizerBase):
         tokenizer = source
     elif Path(source).is_file():
         tokenizer = BertTokenizer(str(source))
     else:
-        tokenizer = AutoTokenizer.from_pretrained(source, subfolder=subfolder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, subfolder=subfolder, trust_remote_code=False, **gguf)
     if tokenizer.pad_token_id is None:  # padding is masked: any token will do
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

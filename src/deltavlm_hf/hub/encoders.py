@@ -50,22 +50,23 @@ class Encoder:
     source: dict[str, Any] | None = None
 
 
-def read_config(source: Source) -> PreTrainedConfig:
+def read_config(source: Source, **gguf: str) -> PreTrainedConfig:
     """
-    The configuration in a folder or at a Hub id, as a stranger's: looked at before anything is built of it.
+    The configuration in a folder or at a Hub id, as a stranger's: looked at before anything is built of it. With
+    `gguf_file=` that in a GGUF file there.
 
     Raises:
         OSError: if there is none.
         ValueError: if it asks for what `bounds.py` refuses, for code of its own, or has an adapter beside it.
     """
-    settings = PreTrainedConfig.get_config_dict(source)[0]
+    settings = PreTrainedConfig.get_config_dict(source, **gguf)[0]
     check_sizes(settings)
     check_file({name: value for name, value in settings.items() if name != "text_config"})
-    if settings.get("quantization_config"):
+    if settings.get("quantization_config") and not gguf:
         raise ValueError(f"The weights of {source} are quantised: a model is composed of parts in full precision.")
-    if find_adapter_config_file(str(source)) is not None:
+    if not gguf and find_adapter_config_file(str(source)) is not None:
         raise ValueError(f"{source} holds an adapter beside its weights, or in their place: merge it first.")
-    return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    return AutoConfig.from_pretrained(source, trust_remote_code=False, **gguf)
 
 
 def read_encoder(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedConfig
 
 from ..modeling import DeltaVLMConfig
@@ -20,6 +21,14 @@ def check_output(output_dir: Source) -> Path:
     ):
         raise FileExistsError(f"{output_dir} exists already: choose another `output_dir` or remove it first.")
     return output_dir
+
+
+def find_dtype(name: str) -> torch.dtype:
+    """The precision of a name; `ValueError` for what is none."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"--dtype {name}: expected float32, bfloat16 or float16.")
+    return dtype
 
 
 def build_processor(tokenizer, qformer_tokenizer, config: DeltaVLMConfig, pixels=None, **kwargs) -> DeltaVLMProcessor:

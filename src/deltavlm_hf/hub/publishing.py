@@ -14,11 +14,13 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..inference.identity import fingerprint
 from ..inference.loading import SHIPPED
 from ..modeling import DeltaVLMConfig
 from ..modeling.weight_sources import check_index, check_inside
 from ..training import SETTINGS_FILE
-from .card import make_card, read_report, read_settings
+from .card import base_models_of, make_card, read_report, read_settings
+from .export import EXPORT_FILE, read_export
 
 CARD = "README.md"
 # What a loaded model is made of; optimizers, checkpoints, logs and answers stay at home.
@@ -51,9 +53,10 @@ class Publication:
     A saved model on its way to the Hub.
 
     Args:
-        folder (`str` or `Path`): what `save_pretrained`, `deltavlm train` or `deltavlm convert` made.
+        folder (`str` or `Path`): what `save_pretrained` or `deltavlm train`, `export` or `convert` made.
         repo_id (`str`): `owner/name`.
-        report (`str` or `Path`, *optional*): `report.json` of `deltavlm evaluate`, for the card's figures.
+        report (`str` or `Path`, *optional*): `report.json` of `deltavlm evaluate`, for the card's figures: of this
+            model, or of the checkpoint that it was exported from.
         license (`str`, *optional*, defaults to `"other"`): the Hub's name of the weights' licence.
         base_models (`Sequence[str]`, *optional*): Hub ids of what the model was made from, beside those that its
             configuration points to.
@@ -83,19 +86,24 @@ class Publication:
                 raise FileNotFoundError(
                     f"{self.folder} is no saved model with its processor: {' or '.join(needed)} is missing."
                 )
-        self._refuse([name for name in names if _loads(name) or name in (*FOLDERS, SETTINGS_FILE)])
+        self._refuse([name for name in names if _loads(name) or name in (*FOLDERS, SETTINGS_FILE, EXPORT_FILE)])
         self.config = read_settings(self.folder / CONFIG_NAME)
         DeltaVLMConfig.from_dict(copy.deepcopy(self.config))  # or an error that says what is wrong with it
         for name in names:
             if fnmatch.fnmatch(name, "*.index*.json"):
                 check_index(self.folder / name)
         sources = self.config.get("weight_sources") or []
-        _check_sources(sources)
-        self.base_models = list(dict.fromkeys([*(source["name_or_path"] for source in sources), *base_models]))
+        _check_sources(sources, self.folder)
+        self.base_models = list(dict.fromkeys([*base_models_of(self.config), *base_models]))
         self.license = license
         called = {self.folder.name, repo_id.rpartition("/")[2]}
         called |= {name for name, place in SHIPPED.items() if self.folder.resolve() == Path(place()).resolve()}
-        self.report = read_report(Path(report), called) if report else None
+        self.report = None
+        changes: list[str] = []
+        if report:
+            known = fingerprint(str(self.folder), sources=sources)
+            exported_from, changes = read_export(self.folder, known)
+            self.report = read_report(Path(report), called, [known, exported_from or known])
         code = self._code()
         self._refuse([name for name in names if name in code])
         self.names = [name for name in names if name in code or _loads(name)]
@@ -106,7 +114,7 @@ class Publication:
         self.card = (
             ModelCard.load(own)
             if own.exists()
-            else make_card(self.folder, self.config, repo_id, license, self.base_models, self.report)
+            else make_card(self.folder, self.config, repo_id, license, self.base_models, self.report, changes)
         )
 
     def _refuse(self, names: Sequence[str]) -> None:
@@ -193,15 +201,15 @@ def _strange(path: Path) -> str:
     return f"a link to {os.readlink(path)}" if inside or not path.is_file() else ""
 
 
-def _check_sources(sources: Sequence[Mapping[str, Any]]) -> None:
+def _check_sources(sources: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Whether others will get the same weights from there: from a commit of a repository that has an owner."""
     for source in sources:
         place, revision = source["name_or_path"], source.get("revision")
         if os.path.isabs(place) or os.path.exists(place) or place.startswith((".", "~")) or "\\" in place:
             raise ValueError(
-                f"This checkpoint's other weights are in {place}, which nobody else has. Publish the whole: "
-                "load it and save it with `save_pretrained(..., only_trained=False)`; or publish those weights first "
-                f"and name them in `weight_sources` of {CONFIG_NAME}, with their commit: "
+                f"This checkpoint's other weights are in {place}, which nobody else has. Make it whole, "
+                f"`deltavlm export {folder} {folder}-whole`, and publish that: a report of the checkpoint holds. "
+                f"Or publish those weights first and name them in `weight_sources` of {CONFIG_NAME}, by commit: "
                 '"name_or_path": "owner/name", "revision": "..."'
             )
         try:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..extras import missing
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from .loading import load_model
@@ -20,7 +21,7 @@ try:
     import ray
     import ray.data
 except ImportError as error:
-    raise ImportError('--engine ray needs more packages: pip install "deltavlm-hf[ray]"') from error
+    raise missing("--engine ray needs more packages", "ray") from error
 
 logger = logging.getLogger(__name__)
 

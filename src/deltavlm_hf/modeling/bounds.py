@@ -71,6 +71,13 @@ _SOURCE = {
     "prefix": re.compile(r"([A-Za-z_]\w*\.)*"),
     "digests": re.compile(r"(sha256:)?[0-9a-f]{64}"),
 }
+# What is said of a part that others made.
+_ORIGIN = {
+    "part": re.compile(r"[a-z_]{0,40}"),
+    "name": re.compile(r"[\w-][\w.-]*/[\w.-]+"),
+    "revision": _SOURCE["revision"],
+    "license": re.compile(r"[\w .,:/+()-]{1,200}"),
+}
 
 
 def check_sizes(settings: Mapping[str, Any]) -> None:
@@ -220,6 +227,21 @@ def check_sources(sources: Any) -> None:
             for file, content in value.items() if isinstance(value, Mapping) else [(value, None)] if value else []:
                 if not (is_file_name(file) and isinstance(content, str) and _SOURCE[name].fullmatch(content)):
                     raise ValueError(f"{where} has {file!r:.60}: {content!r:.60} among its `digests`.")
+
+
+def check_origins(origins: Any) -> None:
+    """
+    Refuses a `config.made_from` that is not of the form that [`DeltaVLMConfig`] describes.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    if not isinstance(origins, list | tuple) or len(origins) > 100:
+        raise ValueError(f"`made_from` is {origins!r:.60}, expected a list of dicts.")
+    for number, origin in enumerate(origins):
+        for name, value in origin.items() if isinstance(origin, Mapping) else [(origin, None)]:
+            if name not in _ORIGIN or not (isinstance(value, str) and _ORIGIN[name].fullmatch(value)):
+                raise ValueError(f"`made_from[{number}]` has {name!r:.60}: {value!r:.60}, which cannot be.")
 
 
 def is_file_name(name: Any) -> bool:

@@ -8,7 +8,7 @@ from transformers import AutoConfig, InstructBlipQFormerConfig, InstructBlipVisi
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
-from .bounds import MOST_CLASSES, MOST_METRES, check_file, check_sizes, check_sources
+from .bounds import MOST_CLASSES, MOST_METRES, check_file, check_origins, check_sizes, check_sources
 from .efficientnet_lite import EfficientNetLiteConfig  # noqa: F401 - which makes it known to AutoConfig
 from .lora import check_lora
 
@@ -72,6 +72,9 @@ class DeltaVLMConfig(PreTrainedConfig):
         weight_sources (`list[dict]`, *optional*):
             Of a small checkpoint: where the weights are that it leaves out, see `weight_sources.py`. Its files name
             them; pass it to `from_pretrained` to read them from another place.
+        made_from (`list[dict]`, *optional*):
+            For the model card: which parts others made. Of each `part` (`"vision_model"`, `"language_model"`, ...;
+            `""`: all) its `name` and `revision` on the Hub and its `license`, as far as they are known.
         language_model_lora (`dict`, *optional*):
             Settings of PEFT's `LoraConfig`, where the language model has a LoRA adapter, whose weights are then among
             the model's. `save_pretrained` fills it in, `from_pretrained` makes the adapter of it.
@@ -114,6 +117,7 @@ class DeltaVLMConfig(PreTrainedConfig):
     ground_resolution: float | int | None = None
     initializer_range: float = 0.02
     weight_sources: list | None = None
+    made_from: list | None = None
     language_model_lora: dict | None = None
 
     def __post_init__(self, **kwargs):
@@ -238,6 +242,7 @@ class DeltaVLMConfig(PreTrainedConfig):
         if settings.get("language_model_lora") is not None:
             check_lora(settings["language_model_lora"])
         check_sources(settings.get("weight_sources") or [])
+        check_origins(settings.get("made_from") or [])
         check_sizes(settings)
 
     @classmethod

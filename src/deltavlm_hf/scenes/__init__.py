@@ -1,5 +1,6 @@
 """Georeferenced scenes: two rasters in, a map of answers out. Needs the extra `[geo]`."""
 
+from ..extras import missing
 from ..lazy import lazy_names
 
 _MODULES = {
@@ -18,6 +19,6 @@ try:
     import rasterio  # noqa: F401
     import skimage  # noqa: F401
 except ImportError as error:
-    raise ImportError('Scenes need more packages: pip install "deltavlm-hf[geo]"') from error
+    raise missing("Scenes need more packages", "geo") from error
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -4,7 +4,7 @@ import argparse
 import json
 
 from ..arguments import FAILED, INTERRUPTED, add_command, positive_integer
-from .arguments import add_pairs, pairs_kwargs
+from .arguments import add_pairs, build_kwargs, find_pairs_of
 
 _NUMBERS = {
     "questions": "open questions for each pair",
@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
             bar.update(finished - bar.n)
 
         summary = write_dataset(
-            **pairs_kwargs(args),
+            find_pairs_of(args),
+            split=args.split,
+            **build_kwargs(args),
             settings=settings,
             base_url=args.base_url,
             tasks=args.tasks or WRITTEN_TASKS,
