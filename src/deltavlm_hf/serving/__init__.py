@@ -1,10 +1,12 @@
 """`deltavlm serve`: a model behind an HTTP API in OpenAI's form. Needs the extra `[serve]`."""
 
+from ..extras import missing
+
 try:
     import fastapi  # noqa: F401
     import uvicorn  # noqa: F401
 except ImportError as error:
-    raise ImportError('Serving needs more packages: pip install "deltavlm-hf[serve]"') from error
+    raise missing("Serving needs more packages", "serve") from error
 
 from .app import Settings, make_app
 from .run import listen, serve
