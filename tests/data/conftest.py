@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from deltavlm_hf.data.questions import FOLLOW_UPS, INSTRUCTIONS, NO_CHANGE
+from deltavlm_hf.data.rules import marks_change
 from deltavlm_hf.data.scenes import generate_scene
 
 TRAIN, TEST = 4, 3  # pairs
@@ -89,9 +90,12 @@ def changechat(tmp_path) -> Path:
 
 
 def write_images(folder: Path) -> None:
+    """Masks mark a change where annotations tell of one."""
+    scenes = [generate_scene(seed, size=32) for seed in range(4_000_000, 4_000_040)]
+    by_change = [[scene for scene in scenes if marks_change(scene.mask) == changed] for changed in (False, True)]
     for split, number in (("train", TRAIN), ("test", TEST)):
         for pair in range(number):
-            scene = generate_scene(4_000_000 + pair, size=32)
+            scene = by_change[pair % 2][pair // 2]
             for part, image in (("A", scene.before), ("B", scene.after), ("label", scene.mask)):
                 path = folder / split / part / f"{split}_{pair:06d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
