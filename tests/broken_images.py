@@ -86,7 +86,9 @@ REFUSED = {  # by every reader of this package
     "bomb": BOMB,
     "JPEG of many scans": in_steps(100),
     "PostScript": encoded(NOISE, "EPS"),
-    "four grey bands": tiff(np.zeros((4, 8, 8), np.uint8), planar=True, compression="deflate", photometric=1),
+    "four bands of which 0 is white": tiff(
+        np.zeros((4, 8, 8), np.uint8), planar=True, compression="deflate", photometric=0
+    ),
 }
 
 

@@ -187,7 +187,7 @@ def test_odd_files(levir):
         find_pairs(levir)
 
 
-@pytest.mark.parametrize("fault", ["bomb", "PostScript", "four grey bands", "empty"])
+@pytest.mark.parametrize("fault", ["bomb", "PostScript", "four bands of which 0 is white", "empty"])
 def test_headers_are_looked_at_before_anything_is_built(levir, fault):
     data = REFUSED[fault]
     label = levir / "train" / "label" / "b.png"
