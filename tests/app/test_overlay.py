@@ -1,57 +1,56 @@
-"""Heat and cells over images."""
+"""Heat and masks as layers over images."""
+
+import base64
+import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from deltavlm_hf.app.overlay import MOST, draw_cells, overlay_heat, overlay_mask
+from deltavlm_hf.app.overlay import MOST, embed, heat_layer, mask_layer
 
 
-class TestOverlay:
-    def test_heat_shows_where_it_is(self):
-        image = Image.new("RGB", (90, 60), (10, 120, 10))
+class TestHeat:
+    def test_it_covers_where_it_is(self):
         heat = np.zeros((6, 9))
         heat[:, :3] = 1.0
-        drawn = np.asarray(overlay_heat(image, heat)).astype(int)
-        assert drawn.shape == (60, 90, 3)
-        assert (drawn[:, 60:] == (10, 120, 10)).all()
-        assert (drawn[:, :20].mean((0, 1)) > 140).all()  # the ramp ends bright
+        drawn = np.asarray(heat_layer(heat))
+        assert drawn.shape == (6, 9, 4)
+        assert (drawn[:, 3:, 3] == 0).all()
+        assert (drawn[:, :3, 3] == round(255 * MOST)).all()
+        assert (drawn[:, :3, :3].mean((0, 1)) > 140).all()  # the ramp ends bright
 
     def test_maps_of_one_scale(self):
-        image = Image.new("RGB", (8, 8))
-        weak = np.asarray(overlay_heat(image, np.full((2, 2), 0.1), top=1.0)).mean()
-        assert weak < np.asarray(overlay_heat(image, np.full((2, 2), 0.9), top=1.0)).mean()
+        weak, strong = (np.asarray(heat_layer(np.full((2, 2), heat), top=1.0))[..., 3] for heat in (0.1, 0.9))
+        assert (0 < weak).all() and (weak < strong).all()
 
-    def test_no_heat_leaves_the_image(self):
-        image = Image.new("RGB", (8, 8), (1, 2, 3))
-        assert np.array_equal(np.asarray(overlay_heat(image, np.zeros((4, 4)))), np.asarray(image))
+    def test_none_at_all(self):
+        assert (np.asarray(heat_layer(np.zeros((4, 4))))[..., 3] == 0).all()
 
     def test_other_shapes(self):
         with pytest.raises(ValueError, match=r"shape \(H, W\), got \(1, 2, 2\)"):
-            overlay_heat(Image.new("RGB", (8, 8)), np.zeros((1, 2, 2)))
+            heat_layer(np.zeros((1, 2, 2)))
 
-    def test_cells_are_framed(self):
-        roads, buildings = np.zeros(9, bool), np.zeros(9, bool)
-        roads[0] = buildings[8] = True
-        drawn = np.asarray(draw_cells(Image.new("RGB", (300, 300)), roads, buildings))
-        yellow = (drawn == (255, 196, 0)).all(-1)
-        blue = (drawn == (0, 174, 255)).all(-1)
-        assert yellow[:100, :100].any() and not yellow[100:].any() and not yellow[:, 100:].any()
-        assert blue[200:, 200:].any() and not blue[:200].any() and not blue[:, :200].any()
 
-    def test_each_class_of_a_mask_has_its_colour(self):
+class TestMask:
+    def test_each_class_has_its_colour(self):
         mask = np.zeros((4, 4), np.uint8)
         mask[0], mask[3] = 128, 255
-        drawn, legend = overlay_mask(Image.new("RGB", (40, 40), (100, 100, 100)), mask, ["road", "building"])
+        drawn, colours = mask_layer(mask, ["road", "building"])
         drawn = np.asarray(drawn)
-        assert legend == "road yellow, building blue"
-        assert (drawn[10:30] == 100).all()
-        yellow, blue = (100 * (1 - MOST) + MOST * np.array(colour) for colour in ((255, 196, 0), (0, 174, 255)))
-        assert (abs(drawn[:10] - yellow) <= 1).all() and (abs(drawn[30:] - blue) <= 1).all()
+        assert colours == {"road": "#ffc400", "building": "#00aeff"}
+        assert (drawn[1:3, :, 3] == 0).all()
+        assert (drawn[0] == (255, 196, 0, round(255 * MOST))).all()
+        assert (drawn[3] == (0, 174, 255, round(255 * MOST))).all()
 
-    def test_masks_of_other_classes(self):
-        mask = np.array([[1, 2, 3]], np.uint8)
-        classes = ["water", "building", "trees"]
-        drawn, legend = overlay_mask(Image.new("RGB", (3, 1)), mask, classes)
-        assert legend == "water red, building blue, trees green"
-        assert len(np.unique(np.asarray(drawn).reshape(3, 3), axis=0)) == 3
+    def test_other_classes(self):
+        drawn, colours = mask_layer(np.array([[1, 2, 3]], np.uint8), ["water", "building", "trees"])
+        assert list(colours) == ["water", "building", "trees"] and len(set(colours.values())) == 3
+        assert len(np.unique(np.asarray(drawn).reshape(3, 4), axis=0)) == 3
+
+
+def test_an_embedded_picture_is_the_picture():
+    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    kind, _, content = embed(image).partition(",")
+    assert kind == "data:image/png;base64"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))), np.asarray(image))

@@ -26,7 +26,6 @@ from typing import Any
 
 import anyio.to_thread
 from gradio_client.utils import strip_invalid_filename_characters
-from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -89,8 +88,11 @@ class Visit:
 
     files: list[str]  # as uploaded
     session: ChangeSession | None = None
-    shown: tuple[Image.Image, ...] = ()  # both dates, small
-    mask: tuple[Image.Image, str] | None = None  # the model's, over the second date, and its legend
+    about: dict[str, Any] = field(default_factory=dict)  # what the page is told of the pair
+    turns: list[dict[str, Any]] = field(default_factory=list)  # as the page shows them
+    note: str = ""  # what is to be known of answers about these images
+    seed: int | None = None  # of a generated pair
+    large: bool = False  # whether its middle can be scanned
     stop: threading.Event = field(default_factory=threading.Event)
 
 

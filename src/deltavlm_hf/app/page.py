@@ -1,7 +1,8 @@
 """
 `deltavlm demo --web`, and the Space in `examples/space`: a page to drop two images on and talk about them.
 
-What a visitor uploads and says is kept in the session's own state, and dropped with it, see `guard`.
+What a visitor uploads and says is kept in the session's own state, and dropped with it, see `guard`. What the viewer
+and the conversation look like and do in the browser is in `static`.
 """
 
 import logging
@@ -9,8 +10,9 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +30,42 @@ except ImportError as error:
     raise missing("The page needs gradio", "web") from error
 from starlette.middleware import Middleware
 
-from ..data.questions import FOLLOW_UPS, INSTRUCTIONS, parse_grid
+from ..data.questions import INSTRUCTIONS, parse_grid
 from ..data.scenes import generate_scene
-from ..inference import ChangeSession, answer, predict_mask
+from ..inference import ChangeSession, answer, ask_pairs, predict_mask
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from ..processing.conversation import Turn
-from ..processing.reading import FORMATS, READING_ERRORS, Refused, image_size, read_image
 from . import guard
 from .guard import Guard, Visit
-from .overlay import draw_cells, overlay_heat, overlay_mask
+from .overlay import embed, heat_layer, mask_layer
+from .pair import SHOWN, TILES, Photo, Unusable, is_large, middle_tiles, notices, read_photo
+from .telling import (
+    cells_so_far,
+    cells_to_draw,
+    explain_answer,
+    explain_scan,
+    join_grids,
+    name_model,
+    snippets,
+    trained_on,
+)
 
 logger = logging.getLogger(__name__)
 
 TASKS = {
-    "Describe": INSTRUCTIONS["caption"],
-    "Changed?": INSTRUCTIONS["binary"],
-    "Count": INSTRUCTIONS["count"],
-    "Locate": INSTRUCTIONS["grid"],
-    "Ask": "What kinds of objects are new?",
-    "Go on": FOLLOW_UPS[0],
+    "What changed?": INSTRUCTIONS["caption"],
+    "Any change?": INSTRUCTIONS["binary"],
+    "How many?": INSTRUCTIONS["count"],
+    "Where?": INSTRUCTIONS["grid"],
 }
-MAX_PIXELS = 64_000_000  # of one image
-LONGEST = 2048  # side of what is kept of an image while it is read; models see far less
 MAX_QUESTION = 1000  # characters
 MAX_SECONDS = 120  # for one answer
-SHOWN = 640  # longest side of the pictures that are sent back
+MAX_SEEN = 10  # answers whose heat maps are kept
+HEAT_SIDE = 64  # pixels of a heat map; a browser enlarges it as smoothly
 EXAMPLE_SEEDS = (18, 7, 3, 12)
-_CSS = ".narrow button { min-width: 5rem } .evidence img { image-rendering: auto }"
-_NOTE = "**Attention is where the model looks, not proof of what its answer rests on.** Answers can be wrong."
+_STATIC = Path(__file__).with_name("static")
+_SUFFIXES = [".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif", ".bmp", ".jp2", ".ppm", ".pgm"]
 
 
 def build(
@@ -72,63 +81,106 @@ def build(
         model ([`DeltaVLMForConditionalGeneration`]): on any device.
         processor ([`DeltaVLMProcessor`]): the model's.
         title (`str`, *optional*): what stands above.
-        note (`str`, *optional*): what visitors should know of this model, in Markdown.
+        note (`str`, *optional*): what is to be known of this model's answers; it stands beside each of them, unless
+            the images are generated ones.
 
     Returns:
         `gradio.Blocks`: for [`launch`].
     """
     folder = guard.make_folder()
     examples = _examples(folder)
-    visits = _Visits(model, processor, folder)
-    with gr.Blocks(title=title, analytics_enabled=False) as page:
-        gr.Markdown(f"# {title}\nTwo images of the same place, before and after: ask what changed.")
+    visits = _Visits(model, processor, folder, examples, note)
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(
+            _heading(title, *trained_on(model.config.name_or_path, model.weights_revision)),
+            js_on_load=None,
+            head=f"<style>{(_STATIC / 'page.css').read_text()}</style>",
+            elem_id="heading",
+        )
         visit = gr.State()
-        with gr.Row():
-            before = gr.Image(label="Before", type="filepath", sources=["upload", "clipboard"], elem_id="before")
-            after = gr.Image(label="After", type="filepath", sources=["upload", "clipboard"], elem_id="after")
-        pictures: list[Any] = [before, after]
-        scenes = gr.Dataset(components=pictures, samples=examples, type="index", label="Generated scenes")
-        slider = gr.ImageSlider(label="Swipe: before | after", interactive=False, elem_id="swipe")
-        with gr.Row(elem_classes="narrow"):
-            tasks = [gr.Button(name, size="sm") for name in TASKS]
-        chat = gr.Chatbot(label="Conversation", elem_id="chat", height=360)
-        with gr.Row():
-            question = gr.Textbox(placeholder="What changed?", show_label=False, scale=4, max_length=MAX_QUESTION)
-            send = gr.Button("Send", variant="primary", scale=1)
-            stop = gr.Button("Stop", variant="stop", scale=1)
-        evidence = gr.Gallery(label="Evidence", columns=2, elem_id="evidence", elem_classes="evidence")
-        gr.Markdown(f"{_NOTE} {note[0].upper()}{note[1:]}" if note else _NOTE)
+        with gr.Row(elem_id="page"):
+            with gr.Column(elem_id="seeing"):
+                with gr.Row(elem_id="sources"):
+                    before, after = (
+                        gr.UploadButton(f"{date}…", file_types=_SUFFIXES, size="sm", elem_id=date.lower())
+                        for date in ("Before", "After")
+                    )
+                    scenes = [
+                        gr.Button(f"Generated {number}", icon=pair[1], size="sm", elem_classes="example")
+                        for number, pair in enumerate(examples, start=1)
+                    ]
+                viewer = _part("viewer")
+            with gr.Column(elem_id="talking"):
+                with gr.Row(elem_id="chips"):
+                    tasks = [gr.Button(name, size="sm") for name in TASKS]
+                    scan = gr.Button("Scan the middle", size="sm", visible=False)
+                chat = _part("chat")
+                with gr.Row(elem_id="asking"):
+                    question = gr.Textbox(
+                        label="Question",
+                        show_label=False,
+                        placeholder="Ask in your own words",
+                        max_length=MAX_QUESTION,
+                        container=False,
+                        elem_id="question",
+                    )
+                    send = gr.Button("Send", variant="primary", elem_id="send")
+                    stop = gr.Button("Stop", variant="stop", elem_id="stop")
 
         # Whatever costs computing goes through one queue, one at a time. Nothing here may have `queue=False` or
         # `cancels=`: the former can be called past the queue, the latter leaves its work running beside the next.
         work: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
         light: dict[str, Any] = {"concurrency_id": "light", "concurrency_limit": 4, "api_visibility": "private"}
-        # `preprocess=False`, for gradio would decode an upload, whatever it is.
+        # `preprocess=False`, for gradio would move or decode an upload, whatever it is.
+        compare: dict[str, Any] = {
+            "preprocess": False,
+            "show_progress_on": viewer,
+            "api_visibility": "private",
+            **work,
+        }
+        talk: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", **work}
+        pictures: list[Any] = [before, after]
         for image in pictures:
             image.async_move_resource_to_block_cache = _stay
-            image.change(
-                visits.compare,
-                pictures,
-                [visit, slider, chat, evidence],
-                **work,
-                preprocess=False,
-                api_visibility="private",
-            )
-        outputs = [question, chat, evidence]
-        question.submit(visits.converse, [question, visit], outputs, **work, api_visibility="private")
-        send.click(visits.converse, [question, visit], outputs, **work, api_visibility="private")
+            image.upload(visits.compare, pictures, [visit, viewer, chat, scan], **compare)
+        for number, scene in enumerate(scenes):
+            chosen = scene.click(visits.choose, gr.State(number), pictures, **light)
+            chosen.then(visits.compare, pictures, [visit, viewer, chat, scan], **compare)
+        outputs = [question, chat]
+        question.submit(visits.converse, [question, visit], outputs, **talk)
+        send.click(visits.converse, [question, visit], outputs, **talk)
         for button, instruction in zip(tasks, TASKS.values(), strict=True):
-            button.click(visits.converse, [gr.State(instruction), visit], outputs, **work, api_visibility="private")
+            button.click(visits.converse, [gr.State(instruction), visit], outputs, **talk)
+        scan.click(visits.scan, visit, chat, **talk)
         stop.click(visits.halt, visit, **light)
-        scenes.click(lambda number: examples[number], scenes, pictures, **light)
         # For programs; through components, so that paths can only be those of uploaded files.
         once, reply = gr.Button(visible=False), gr.Textbox(visible=False)
         once.click(visits.ask_once, [*pictures, question], reply, **work, preprocess=False, api_name="ask")
     return page
 
 
+def _part(name: str) -> gr.HTML:
+    """A part of the page with a script of its own, which is given values and draws them."""
+    return gr.HTML(
+        html_template=(_STATIC / f"{name}.html").read_text(),
+        js_on_load=(_STATIC / f"{name}.js").read_text(),
+        apply_default_css=False,
+        elem_id=name,
+    )
+
+
+def _heading(title: str, trained: str, points: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(point)}</li>" for point in points)
+    learnt = (
+        f"<details><summary><b>Trained on</b> {escape(trained)}</summary><ul>{items}</ul></details>"
+        if points
+        else "<p>What the model was trained on, its card does not say.</p>"
+    )
+    return f"<header><h1>{escape(title)}</h1><p>Two images of one place: ask what changed.</p>{learnt}</header>"
+
+
 def _refusal(text: str) -> gr.Error:
-    return gr.Error(text, print_exception=False)
+    return gr.Error(escape(text), title="That did not work", print_exception=False)
 
 
 @contextmanager
@@ -138,6 +190,8 @@ def _in_plain_words() -> Iterator[None]:
         yield
     except gr.Error:
         raise
+    except Unusable as error:
+        raise _refusal(str(error)) from error
     except Exception as error:
         logger.exception("A visitor's request failed")
         raise _refusal("Something went wrong here, and has been noted. Try again, or try other images.") from error
@@ -146,24 +200,78 @@ def _in_plain_words() -> Iterator[None]:
 class _Visits:
     """What visitors do, for gradio to call."""
 
-    def __init__(self, model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, folder: Path):
+    def __init__(
+        self,
+        model: DeltaVLMForConditionalGeneration,
+        processor: DeltaVLMProcessor,
+        folder: Path,
+        examples: list[list[str]],
+        note: str | None,
+    ):
         self.model = model
         self.processor = processor
         self.folder = folder
+        self.examples = examples
+        self.seeds: dict[tuple[str | None, ...], int] = {
+            tuple(pair): seed for pair, seed in zip(examples, EXAMPLE_SEEDS, strict=True)
+        }
+        self.note = f"{note[0].upper()}{note[1:]}" if note else ""
+
+    def choose(self, number: int) -> list[str]:
+        """The files of a generated pair."""
+        return self.examples[number]
 
     @_in_plain_words()
     def compare(self, *uploads: Any):
-        """Both images are there: encodes them once and shows where they differ."""
-        visit = Visit(_paths(uploads, self.folder))
-        if len(visit.files) == 2:
-            before, after = (_read(path, self.processor) for path in visit.files)
-            visit.session = ChangeSession(self.model, self.processor, before, after)
-            classes = self.model.config.mask_classes or ()
-            mask = predict_mask(self.model, self.processor, before, after) if classes else None
-            visit.shown = _small(before, after)
-            if mask is not None:
-                visit.mask = overlay_mask(visit.shown[1], mask, classes)
-        return visit, visit.shown or None, [], None
+        """Encodes the images once, if both are there, and shows them."""
+        paths = _paths(uploads, self.folder)
+        visit = Visit([path for path in paths if path])
+        visit.seed = self.seeds.get(tuple(paths))
+        photos = [self._read(path) if path else None for path in paths]
+        shown: dict[str, Any] = {"before": None, "after": None, "notices": [], "mask": None}
+        for date, photo in zip(("before", "after"), photos, strict=True):
+            if photo is not None:
+                shown[date] = photo.to_show()
+        before, after = photos
+        if before is not None and after is not None:
+            self._meet(visit, before, after)
+            shown["notices"] = notices(before, after, self.processor.image_processor)
+            shown["mask"] = self._mask(before, after)
+        return visit, shown, self._conversation(visit), gr.Button(visible=visit.large)
+
+    def _read(self, path: str) -> Photo:
+        generated = any(path in pair for pair in self.examples)
+        name = f"{Path(path).stem.partition('_')[2]}.png" if generated else None
+        return read_photo(path, self.processor.image_processor, name)
+
+    def _meet(self, visit: Visit, before: Photo, after: Photo) -> None:
+        visit.session = ChangeSession(self.model, self.processor, before.picture, after.picture)
+        visit.note = self.note if visit.seed is None else ""
+        visit.large = is_large(before)
+        visit.about = {"model": name_model(self.model.config.name_or_path), "generated": visit.seed is not None}
+        for date, photo in (("before", before), ("after", after)):
+            width, height = photo.picture.size
+            visit.about[date] = {"name": photo.name, "width": width, "height": height}
+
+    def _mask(self, before: Photo, after: Photo) -> dict[str, Any] | None:
+        classes = self.model.config.mask_classes
+        if not classes:
+            return None
+        size = after.picture.copy()
+        size.thumbnail((SHOWN, SHOWN))
+        mask = predict_mask(self.model, self.processor, before.picture, after.picture, size.size[::-1])
+        picture, colours = mask_layer(mask, classes)
+        return {"url": embed(picture), "colours": colours}
+
+    def _conversation(self, visit: Visit, *unfinished: dict[str, Any]) -> dict[str, Any]:
+        """All that the page is told of it."""
+        turns = [dict(turn) for turn in (*visit.turns, *unfinished)]  # gradio compares what it is given one by one
+        told = {"turns": turns, "about": visit.about, "snippets": {}}
+        if visit.session is not None:
+            question = visit.session.history[-1][0] if visit.session.history else TASKS["What changed?"]
+            before, after = (visit.about[date]["name"] for date in ("before", "after"))
+            told["snippets"] = snippets(self.model.config.name_or_path, before, after, question, visit.seed)
+        return told
 
     async def converse(self, question: str, visit: Visit | None):
         """Streams an answer into the conversation."""
@@ -172,20 +280,62 @@ class _Visits:
                 raise _refusal("Give two images first: before and after.")
             question = _question(question, self.processor, visit.session.history)
             visit.stop.clear()
-            messages = [
-                {"role": role, "content": text}
-                for turn in [*visit.session.history, (question, "")]
-                for role, text in zip(("user", "assistant"), turn, strict=True)
-            ]
-            yield "", messages, gr.skip()
-            pieces = stream_answer(visit.session, question, visit.stop)
+            turn: dict[str, Any] = {"question": question, "asked": _as_shown(question), "answer": "", "done": False}
+            yield "", self._conversation(visit, turn)
             try:
-                while (piece := await anyio.to_thread.run_sync(next, pieces, None)) is not None:
-                    messages[-1]["content"] += piece
-                    yield gr.skip(), messages, gr.skip()
-            finally:  # also when the visitor is gone; it waits for the model, as nothing else should
-                await anyio.to_thread.run_sync(pieces.close)
-            yield gr.skip(), messages, await anyio.to_thread.run_sync(_evidence, visit)
+                async with aclosing(_in_thread(stream_answer(visit.session, question, visit.stop))) as pieces:
+                    async for piece in pieces:
+                        turn["answer"] += piece
+                        if (cells := cells_so_far(turn["answer"])) is not None:
+                            turn |= {"cells": cells_to_draw(*cells), "across": 3, "box": [0, 0, 1, 1]}
+                        yield gr.skip(), self._conversation(visit, turn)
+                turn["answer"] = visit.session.history[-1][1]
+                turn |= await anyio.to_thread.run_sync(_evidence, visit.session)
+            except Exception:
+                yield gr.skip(), self._conversation(visit)
+                raise
+            turn |= {"meaning": explain_answer(question, turn["answer"]), "note": visit.note, "done": True}
+            visit.turns.append(turn)
+            for old in visit.turns[:-MAX_SEEN]:
+                old |= {"attention": None, "change": None}
+            yield gr.skip(), self._conversation(visit)
+
+    async def scan(self, visit: Visit | None):
+        """Asks about tiles in the middle of a large scene, and draws what is found as it comes."""
+        with _in_plain_words():
+            if visit is None or not visit.large:
+                raise _refusal("Give two images of a large scene first.")
+            visit.stop.clear()
+            pairs, box = await anyio.to_thread.run_sync(self._cut, visit)
+            turn: dict[str, Any] = {"question": INSTRUCTIONS["grid"], "asked": "Scan the middle", "done": False}
+            turn |= {"across": 3 * TILES, "box": box, "note": visit.note, "answer": ""}
+            yield self._conversation(visit, turn)
+            grids = []
+            try:
+                async with aclosing(_in_thread(self._ask_tiles(pairs))) as answers:
+                    async for text in answers:
+                        grids.append(parse_grid(text))
+                        turn["answer"] = explain_scan(grids, len(pairs))
+                        turn["cells"] = cells_to_draw(*join_grids(grids, TILES))
+                        if visit.stop.is_set():
+                            break
+                        yield self._conversation(visit, turn)
+            except Exception:
+                yield self._conversation(visit)
+                raise
+            turn |= {"meaning": "Framed in the image, each tile in cells of its own.", "done": True}
+            visit.turns.append(turn)
+            yield self._conversation(visit)
+
+    def _cut(self, visit: Visit) -> tuple[list[tuple[Image.Image, Image.Image]], list[float]]:
+        before, after = (self._read(path) for path in visit.files)  # again, rather than to keep them
+        return middle_tiles(before, after)
+
+    def _ask_tiles(self, pairs: list[tuple[Image.Image, Image.Image]]) -> Generator[str, None, None]:
+        options: dict[str, Any] = {"batch_size": TILES, "max_time": MAX_SECONDS / TILES}
+        for said in ask_pairs(self.model, self.processor, pairs, [INSTRUCTIONS["grid"]], **options):
+            assert not isinstance(said, Exception)  # those are raised
+            yield said[0]
 
     def halt(self, visit: Visit | None) -> None:
         """Ends the answer that is being given."""
@@ -197,9 +347,9 @@ class _Visits:
         """One question about one pair, without a conversation."""
         question = _question(question, self.processor, [])
         paths = _paths([before, after], self.folder)
-        if len(paths) < 2:
+        if None in paths:
             raise _refusal("Give two images: before and after.")
-        images = [[_read(path, self.processor) for path in paths]]
+        images = [[self._read(path).picture for path in paths if path]]
         options: dict[str, Any] = {"histories": [[]], "images": images, "max_time": MAX_SECONDS}
         (reply,) = answer(self.model, self.processor, [question], **options)
         return reply
@@ -208,6 +358,20 @@ class _Visits:
 async def _stay(path: str) -> str:
     """In place of what gradio does with a file that is named: fetch it, if it is an address."""
     return path
+
+
+async def _in_thread(items: Generator[Any, None, None]) -> AsyncGenerator[Any, None]:
+    """What comes of work that keeps a thread busy; closed also when the visitor is gone."""
+    try:
+        while (item := await anyio.to_thread.run_sync(next, items, None)) is not None:
+            yield item
+    finally:  # it waits for the model, as nothing else should
+        await anyio.to_thread.run_sync(items.close)
+
+
+def _as_shown(question: str) -> str:
+    """A fixed instruction by the words on its button."""
+    return next((name for name, instruction in TASKS.items() if instruction == question), question)
 
 
 def launch(page: gr.Blocks, **kwargs: Any) -> None:
@@ -224,7 +388,6 @@ def launch(page: gr.Blocks, **kwargs: Any) -> None:
     page._queue.ANALYTICS_MAX_EVENTS = 100  # of which gradio would keep ten thousand, and sum them up after each job
     page.launch(
         max_file_size=guard.MAX_FILE,
-        css=_CSS,
         state_session_capacity=guard.MAX_SESSIONS,
         run_history=False,
         enable_monitoring=False,
@@ -235,33 +398,12 @@ def launch(page: gr.Blocks, **kwargs: Any) -> None:
     )
 
 
-def _paths(uploads: Iterable[Any], folder: Path) -> list[str]:
-    """Of the images that are there. gradio itself lets any path pass that comes without its own mark."""
-    paths = [upload["path"] for upload in uploads if upload and upload["path"]]
-    if not all(Path(path).resolve().is_relative_to(folder) for path in paths):
+def _paths(uploads: Iterable[Any], folder: Path) -> list[str | None]:
+    """Of the images, where they are there. gradio itself lets any path pass that comes without its own mark."""
+    paths = [upload["path"] if upload and upload["path"] else None for upload in uploads]
+    if not all(path is None or Path(path).resolve().is_relative_to(folder) for path in paths):
         raise _refusal("Upload the images: other files are not read, and addresses not fetched.")
     return paths
-
-
-def _read(path: str, processor: DeltaVLMProcessor) -> Image.Image:
-    """An upload as 8-bit RGB, decoded once, and only if its header promises an image of bounded size."""
-    name = Path(path).name
-    try:
-        width, height = image_size(path)
-        if width * height > MAX_PIXELS:
-            raise _refusal(f"{name} has {width} x {height} pixels; at most {MAX_PIXELS:,} in all are taken.")
-        image = read_image(path)
-        image.thumbnail((LONGEST, LONGEST))
-        pixels = processor.image_processor.process_image(image)  # (3, H, W)
-    except gr.Error:
-        raise
-    except FileNotFoundError as error:
-        raise _refusal(f"{name} is no longer here; upload it again.") from error
-    except READING_ERRORS as error:
-        if isinstance(error.__cause__, Refused):
-            raise _refusal(f"{name} is not taken: {str(error.__cause__).partition(';')[0]}.") from error
-        raise _refusal(f"{name} is no image that can be read; {', '.join(FORMATS)} are taken.") from error
-    return Image.fromarray(pixels.transpose(1, 2, 0))
 
 
 def _question(text: Any, processor: DeltaVLMProcessor, history: Sequence[Turn]) -> str:
@@ -277,28 +419,18 @@ def _question(text: Any, processor: DeltaVLMProcessor, history: Sequence[Turn]) 
     return text
 
 
-def _small(before: Image.Image, after: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """Both dates at one size, for the slider and for evidence."""
-    before.thumbnail((SHOWN, SHOWN))
-    return before, after.resize(before.size)
+def _evidence(session: ChangeSession) -> dict[str, Any]:
+    """Where the model looked for the last question, and how far the dates differ: layers."""
+    attention, change = (maps[0].float().cpu().numpy() for maps in session.explain().to_tuple())
+    return {
+        "attention": [_heat(date, attention.max()) for date in attention],
+        "change": _heat(change, change.max()),
+    }
 
 
-def _evidence(visit: Visit) -> list[tuple[Image.Image, str]]:
-    assert visit.session is not None
-    attention, change = (maps[0].float().cpu().numpy() for maps in visit.session.explain().to_tuple())
-    before, after = visit.shown
-    pictures = [
-        (overlay_heat(before, attention[0], attention.max()), "attention, before"),
-        (overlay_heat(after, attention[1], attention.max()), "attention, after"),
-        (overlay_heat(after, change), "how far the dates differ"),
-    ]
-    if visit.mask is not None:
-        picture, legend = visit.mask
-        pictures.insert(0, (picture, f"the mask: {legend}"))
-    cells = parse_grid(visit.session.history[-1][1])
-    if cells is not None:
-        pictures.insert(0, (draw_cells(after, *cells), "the answer: roads yellow, buildings blue"))
-    return pictures
+def _heat(heat: np.ndarray, top: float) -> str:
+    small = Image.fromarray(heat).resize((HEAT_SIDE, HEAT_SIDE), Image.Resampling.BOX)
+    return embed(heat_layer(np.asarray(small), top))
 
 
 class _Stop(StoppingCriteria):

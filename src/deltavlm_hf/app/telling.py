@@ -1,0 +1,179 @@
+"""What the page says beside a model's own words: what answers mean, what the model learnt from, how programs ask."""
+
+import os
+import re
+import shlex
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import hf_hub_download
+
+from .. import small, tiny
+from ..data.questions import parse_count, parse_grid, parse_yes_no, question_task
+from ..data.rules import CELLS
+from .overlay import css_colours
+
+_TRAINED = re.compile(r"^##+ [^\n]*\btrain[^\n]*\n(.*?)(?=^##? |\Z)", re.IGNORECASE | re.MULTILINE | re.DOTALL)
+_MARKS = re.compile(r"\*\*|`|\[([^]]*)\]\([^)]*\)")
+_MOST_POINTS, _SHORT = 6, 90
+
+
+def trained_on(model_path: str, revision: str | None = None) -> tuple[str, list[str]]:
+    """
+    What a model was trained on, as its card says, in plain text.
+
+    Args:
+        model_path (`str`): a folder or Hub id.
+        revision (`str`, *optional*): of a Hub id.
+
+    Returns:
+        `tuple[str, list[str]]`: in short, which is what the card has in bold or begins with, and its points or
+        paragraphs; both empty if there is no card, or nothing in it.
+    """
+    try:
+        card = Path(model_path, "README.md")
+        if not os.path.isdir(model_path):
+            card = Path(hf_hub_download(model_path, "README.md", revision=revision))
+        found = _TRAINED.search(card.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no card, no network, a name that is none
+        found = None
+    if found is None:
+        return "", []
+    parts = re.split(r"\n\s*\n|^- ", found[1], flags=re.MULTILINE)
+    points = [
+        " ".join(_MARKS.sub(r"\1", part).split()) for part in parts if not part.lstrip().startswith(("|", "```"))
+    ]
+    points = [point for point in points if point][:_MOST_POINTS]
+    bold = [text.strip(". ") for text in re.findall(r"\*\*(.+?)\*\*", found[1])]
+    return textwrap.shorten("; ".join(bold or points[:1]), _SHORT, placeholder=" …"), points
+
+
+def cells_so_far(answer: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The cells that an answer has named, though it may not be whole yet, see [`parse_grid`]."""
+    whole = answer[: max(map(answer.rfind, ",[]")) + 1].rstrip(",")
+    if whole.count("[") > whole.count("]"):
+        whole += "]"
+    if whole.count("[") == 1:
+        whole += " roads: []" if "building" in whole.lower() else " buildings: []"
+    return parse_grid(whole)
+
+
+def cells_to_draw(roads: np.ndarray, buildings: np.ndarray) -> list[dict[str, Any]]:
+    """For the page: numbers of cells, row by row, of each class."""
+    colours = css_colours(("road", "building"))
+    return [
+        {"kind": kind, "colour": colours[kind], "cells": np.flatnonzero(cells).tolist()}
+        for kind, cells in (("road", roads), ("building", buildings))
+    ]
+
+
+def explain_answer(question: str, answer: str) -> str:
+    """What a whole answer to one of the fixed questions means; nothing for one in the model's own words."""
+    task = question_task(question)
+    if (grid := parse_grid(answer)) is not None:
+        named = [
+            f"{kind} in the {_names(cells)}"
+            for kind, cells in zip(("roads", "buildings"), grid, strict=True)
+            if cells.any()
+        ]
+        if not named:
+            return "No cell of the 3 x 3 grid has a change."
+        return f"Framed in the image: {' and '.join(named)}."
+    if task == "binary" and (changed := parse_yes_no(answer)) is not None:
+        if changed:
+            return "The model sees a change. Ask “How many?” or “Where?” for more."
+        return "The model sees no change of the kinds it knows."
+    if task == "count" and (counts := parse_count(answer)) is not None:
+        if not any(counts):
+            return "The model counts no changed road and no changed building."
+        return "The model counts {} and {}.".format(
+            *(
+                f"{number} changed {kind}{'s' * (number != 1)}"
+                for number, kind in zip(counts, ("road", "building"), strict=True)
+            )
+        )
+    if task in ("binary", "count", "grid"):
+        return "This answer is not in the form that was asked for; take it as a sign that the model is lost here."
+    return ""
+
+
+def _names(cells: np.ndarray) -> str:
+    names = [
+        CELLS[number].replace("center-center", "middle").replace("center", "middle").replace("-", " ")
+        for number in np.flatnonzero(cells)
+    ]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def explain_scan(grids: Sequence[tuple[np.ndarray, np.ndarray] | None], tiles: int) -> str:
+    """What came of the tiles so far."""
+    read = [grid for grid in grids if grid is not None]
+    parts = [f"{len(grids)} of {tiles} tiles asked"]
+    for number, kind in enumerate(("roads", "buildings")):
+        parts.append(f"{kind} changed in {sum(bool(grid[number].any()) for grid in read)}")
+    if len(read) < len(grids):
+        parts.append(f"{len(grids) - len(read)} gave no answer that can be drawn")
+    return ", ".join(parts) + "."
+
+
+def join_grids(grids: Sequence[tuple[np.ndarray, np.ndarray] | None], across: int) -> tuple[np.ndarray, np.ndarray]:
+    """The cells of all tiles, row by row, as those of one grid `(3 * across)` cells wide."""
+    joined = np.zeros((2, across, 3, across, 3), bool)  # kind, row of tiles, of cells, column of tiles, of cells
+    for number, grid in enumerate(grids):
+        if grid is not None:
+            joined[:, number // across, :, number % across] = np.stack(grid).reshape(2, 3, 3)
+    roads, buildings = joined.reshape(2, -1)
+    return roads, buildings
+
+
+def name_model(model_path: str) -> str:
+    """What a model is called, without where it lies."""
+    shipped = {small(): "small", tiny(): "tiny"}
+    if model_path in shipped:
+        return shipped[model_path]
+    return Path(model_path).name if os.path.isdir(model_path) else model_path
+
+
+def snippets(model_path: str, before: str, after: str, question: str, seed: int | None = None) -> dict[str, str]:
+    """
+    How to ask the same by program. In place of the page's own address stands `ADDRESS`.
+
+    Args:
+        model_path (`str`): a folder or Hub id.
+        before, after (`str`): names of the files.
+        question (`str`): the question.
+        seed (`int`, *optional*): of a generated pair, which is written to the files first.
+    """
+    name = name_model(model_path)
+    if name in ("small", "tiny"):
+        source, option = f"deltavlm_hf.{name}()", name
+    else:
+        source, option = repr(name), shlex.quote(name)
+    made = command_made = ""
+    if seed is not None:
+        made = (
+            "from PIL import Image\n"
+            "from deltavlm_hf.data.scenes import generate_scene\n\n"
+            f"scene = generate_scene({seed}, 256)\n"
+            f"Image.fromarray(scene.before).save({before!r})\n"
+            f"Image.fromarray(scene.after).save({after!r})\n\n"
+        )
+        command_made = "# the files: see Python\n"
+    return {
+        "Python": "import deltavlm_hf\n"
+        "from transformers import AutoModelForImageTextToText, AutoProcessor\n"
+        f"{made or chr(10)}"
+        f"model = AutoModelForImageTextToText.from_pretrained({source})\n"
+        f"processor = AutoProcessor.from_pretrained({source})\n"
+        f"session = deltavlm_hf.ChangeSession(model, processor, {before!r}, {after!r})\n"
+        f"print(session.ask({question!r}))",
+        "API": "from gradio_client import Client, handle_file\n"
+        f"{made or chr(10)}"
+        'client = Client("ADDRESS")\n'
+        f"pair = handle_file({before!r}), handle_file({after!r})\n"
+        f'print(client.predict(*pair, {question!r}, api_name="/ask"))',
+        "Command line": f"{command_made}deltavlm ask {shlex.join([before, after, question])} --model {option}",
+    }
