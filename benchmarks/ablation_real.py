@@ -72,17 +72,17 @@ def measure(variant: Variant, seed: int, data: Path, keep: Path, sources: dict, 
 
     frozen = () if variant.backbone else ("vision_model.backbone.",)
     eyes = STAGES["eyes"]
-    stages = {"eyes": replace(eyes, steps=EYES_STEPS, frozen=eyes.frozen + frozen)} if variant.masks else {}
+    stages = {"eyes": replace(eyes, cycles=(EYES_STEPS,), frozen=eyes.frozen + frozen)} if variant.masks else {}
     if variant.words:
         align, speak = STAGES["align"], STAGES["speak"]
         extra = () if variant.masks else eyes.trained
         steps = ALIGN_STEPS if variant.masks else ALIGN_STEPS + EYES_STEPS
-        stages["align"] = replace(align, steps=steps, trained=align.trained + extra)
-        stages["speak"] = replace(speak, steps=SPEAK_STEPS, trained=speak.trained + extra)
+        stages["align"] = replace(align, cycles=(steps,), trained=align.trained + extra)
+        stages["speak"] = replace(speak, cycles=(SPEAK_STEPS,), trained=speak.trained + extra)
     place = keep / "ablation_unfinished.pt"
     for stage in stages.values():
         place.unlink(missing_ok=True)  # of another variant
-        stage = replace(stage, steps=max(2, round(scale * stage.steps)))
+        stage = replace(stage, cycles=(max(2, round(scale * stage.steps)),))
         train_real.train(stage, model, processor, sources, place, seed)
 
     model.eval()

@@ -329,7 +329,7 @@ class Stage:
 
     Args:
         module (`type`): the model under a loss.
-        steps (`int`): of the optimizer.
+        cycles (`tuple[int, ...]`): steps of the optimizer; in each cycle the rate rises shortly and falls to nothing.
         batch_size (`int`): pairs, or texts.
         learning_rate (`float`): the highest.
         trained (`tuple[str, ...]`): beginnings of the names of what learns.
@@ -339,7 +339,7 @@ class Stage:
     """
 
     module: type
-    steps: int
+    cycles: tuple[int, ...]
     batch_size: int
     learning_rate: float
     trained: tuple[str, ...]
@@ -348,16 +348,29 @@ class Stage:
     masks: bool = False
     texts: bool = False
 
+    @property
+    def steps(self) -> int:
+        return sum(self.cycles)
+
+    def rate_at(self, step: int) -> float:
+        """Of the first step, 1, to the last: relative to the highest."""
+        for steps in self.cycles:
+            if step <= steps:
+                break
+            step -= steps
+        warmup = max(1, min(200, steps // 10))
+        return min(step / warmup, (1 + math.cos(math.pi * step / steps)) / 2)
+
 
 _EYES = ("vision_model.", "difference.", "mask_decoder.")
 _TO_WORDS = ("qformer.", "query_tokens", "language_projection.", "mask_decoder.embed.")
 _EMBEDDINGS = ("language_model.model.embed_tokens.", "language_model.lm_head.")
 STAGES = {
-    "eyes": Stage(Eyes, 10_000, 8, 1e-3, _EYES, ("mask_decoder.embed.",), questions=0, masks=True),
-    "language": Stage(Language, 1500, 64, 1e-3, ("language_model.",), texts=True),
-    "align": Stage(Align, 2000, 8, 1e-3, _TO_WORDS),
-    "reread": Stage(Language, 1200, 64, 1e-3, ("language_model.",), _EMBEDDINGS, texts=True),
-    "speak": Stage(Speak, 1000, 8, 2e-4, _TO_WORDS, questions=QUESTIONS_PER_PAIR),
+    "eyes": Stage(Eyes, (10_000, 5_000), 8, 1e-3, _EYES, ("mask_decoder.embed.",), questions=0, masks=True),
+    "language": Stage(Language, (1500,), 64, 1e-3, ("language_model.",), texts=True),
+    "align": Stage(Align, (2000,), 8, 1e-3, _TO_WORDS),
+    "reread": Stage(Language, (1200,), 64, 1e-3, ("language_model.",), _EMBEDDINGS, texts=True),
+    "speak": Stage(Speak, (1000,), 8, 2e-4, _TO_WORDS, questions=QUESTIONS_PER_PAIR),
 }
 
 
@@ -371,7 +384,6 @@ def train(
 ) -> float:
     """Runs one stage, or what is left of it by what `place` keeps; returns the minutes of CPU time of all of it."""
     steps, batch_size = stage.steps, stage.batch_size
-    warmup = max(1, min(200, steps // 10))
     for parameter_name, parameter in model.named_parameters():
         learns = parameter_name.startswith(stage.trained) and not parameter_name.startswith(stage.frozen or ("-",))
         parameter.requires_grad_(learns)
@@ -399,7 +411,7 @@ def train(
     losses, begun = [], time.process_time() - 60 * minutes
     kept_at = time.perf_counter()
     for step, batch in enumerate(loader, start=done + 1):
-        factor = min(step / warmup, (1 + math.cos(math.pi * step / steps)) / 2)
+        factor = stage.rate_at(step)
         for optimizer, of_groups in zip(optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, of_groups, strict=True):
                 group["lr"] = rate * factor
@@ -583,7 +595,8 @@ def main() -> None:
         kept = args.keep / f"{name}.pt"
         if not kept.exists():
             sources = sources or (read_sources(args.data) if not STAGES[name].texts else {})
-            stage = replace(STAGES[name], steps=max(2, round(STAGES[name].steps * args.scale)))
+            cycles = tuple(max(2, round(steps * args.scale)) for steps in STAGES[name].cycles)
+            stage = replace(STAGES[name], cycles=cycles)
             minutes = train(stage, model, processor, sources, args.keep / f"{name}_unfinished.pt", args.seed)
             trained = {key: value for key, value in model.state_dict().items() if key.startswith(STAGES[name].trained)}
             found = validate(name, model, processor, args.data)
