@@ -188,7 +188,7 @@ def test_which_scores_are_means():
 
 
 def test_intervals_are_of_the_figures_beside_them():
-    """Of means over captions, that is: not of BLEU and METEOR."""
+    """Of all that captions add to: not of METEOR."""
     texts = [MADE[name] for name in "abc"] * 5
     question = "Describe the changes."
     rows = [
@@ -203,7 +203,7 @@ def test_intervals_are_of_the_figures_beside_them():
     ]
     results, _ = evaluate_predictions(rows, [{"answers": [said]} for _, said, _ in texts])
     found = results["caption"]
-    assert set(found["intervals"]) == {"ROUGE-L", "CIDEr"}
+    assert set(found["intervals"]) == {"BLEU-4", "ROUGE-L", "CIDEr"}
     for name, (low, high) in found["intervals"].items():
         assert low < found["all"][name] < high
 
@@ -237,7 +237,7 @@ def test_java_that_does_not_start(tmp_path):
 
 
 def test_without_the_package_pycocoevalcap():
-    code = "import sys; sys.modules['pycocoevalcap.bleu.bleu'] = None; import deltavlm_hf.evaluation.captions"
+    code = "import sys; sys.modules['pycocoevalcap.bleu.bleu_scorer'] = None; import deltavlm_hf.evaluation.captions"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert 'pip install "deltavlm-hf[eval]", or in a checkout pip install -e ".[eval]"' in done.stderr
 
