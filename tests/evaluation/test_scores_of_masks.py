@@ -48,7 +48,9 @@ def perfect(texts) -> SeenMasks:
     masks = [generate_scene(SEED + number).mask for number in range(8)]
     facts = [read_facts(mask, Thresholds.for_size(96)) for mask in masks]
     confusions = np.stack([count_pixels(mask, mask, CLASSES) for mask in masks])
-    return SeenMasks(CLASSES, {i: facts[i // 6] for i in range(48)}, confusions, unreadable=0)
+    return SeenMasks(
+        CLASSES, {i: facts[i // 6] for i in range(48)}, confusions, rows=list(range(0, 48, 6)), unreadable=0
+    )
 
 
 def test_pixels_by_hand():
