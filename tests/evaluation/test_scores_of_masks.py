@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,7 +105,8 @@ def test_right_masks_answer_right(texts, perfect):
     assert set(results) == {"binary", "count", "grid"} and results["binary"]["accuracy"] == 1
     for kind in ("roads", "buildings"):
         assert results["count"][kind]["exact"] == results["grid"][kind]["f1"] == 1
-    broken = SeenMasks(CLASSES, {**perfect.facts, **dict.fromkeys(range(6), "OSError: x")}, perfect.confusions[:7], 1)
+    facts = {**perfect.facts, **dict.fromkeys(range(6), "OSError: x")}
+    broken = replace(perfect, facts=facts, confusions=perfect.confusions[1:], rows=perfect.rows[1:], unreadable=1)
     results, _ = evaluate_predictions(*answers_of_masks(texts, broken))
     assert results["binary"]["failed"] == 1 and results["count"]["roads"]["exact"] == 7 / 8
 
@@ -125,9 +127,9 @@ def test_agreement_is_of_words_and_masks_not_of_either_and_truth(texts, perfect)
     assert found["grid"] == {"samples": 8, "roads": 7 / 8, "buildings": 1, "all": 7 / 8}
     assert found["binary"]["all"] == 7 / 8
     perfect_facts = {**perfect.facts, **dict.fromkeys(number.values(), other)}  # wrong masks that agree
-    found = score_agreement(texts, words, SeenMasks(CLASSES, perfect_facts, perfect.confusions, 0))
+    found = score_agreement(texts, words, replace(perfect, facts=perfect_facts))
     assert found["count"]["all"] == found["grid"]["all"] == 1
-    only = SeenMasks(["road"], perfect.facts, perfect.confusions, 0)
+    only = replace(perfect, classes=["road"])
     assert score_agreement(texts, words, only)["count"] == {"samples": 8, "roads": 1, "all": 1}
     captions = texts.filter(lambda task: task == "caption", input_columns="task")
     assert score_agreement(captions, words[:8], perfect) == {}
