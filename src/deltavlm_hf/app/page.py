@@ -33,6 +33,7 @@ from starlette.middleware import Middleware
 from ..data.questions import INSTRUCTIONS, parse_grid
 from ..data.scenes import generate_scene
 from ..inference import ChangeSession, answer, ask_pairs, predict_mask
+from ..inference.loading import name_model
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from ..processing.conversation import Turn
@@ -46,7 +47,6 @@ from .telling import (
     explain_answer,
     explain_scan,
     join_grids,
-    name_model,
     snippets,
     trained_on,
 )

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from huggingface_hub import hf_hub_download
 
-from .. import small, tiny
 from ..data.questions import parse_count, parse_grid, parse_yes_no, question_task
 from ..data.rules import CELLS
+from ..inference.loading import SHIPPED, name_model
 from .overlay import css_colours
 
 _TRAINED = re.compile(r"^##+ [^\n]*\btrain[^\n]*\n(.*?)(?=^##? |\Z)", re.IGNORECASE | re.MULTILINE | re.DOTALL)
@@ -129,14 +129,6 @@ def join_grids(grids: Sequence[tuple[np.ndarray, np.ndarray] | None], across: in
     return roads, buildings
 
 
-def name_model(model_path: str) -> str:
-    """What a model is called, without where it lies."""
-    shipped = {small(): "small", tiny(): "tiny"}
-    if model_path in shipped:
-        return shipped[model_path]
-    return Path(model_path).name if os.path.isdir(model_path) else model_path
-
-
 def snippets(model_path: str, before: str, after: str, question: str, seed: int | None = None) -> dict[str, str]:
     """
     How to ask the same by program. In place of the page's own address stands `ADDRESS`.
@@ -148,7 +140,7 @@ def snippets(model_path: str, before: str, after: str, question: str, seed: int 
         seed (`int`, *optional*): of a generated pair, which is written to the files first.
     """
     name = name_model(model_path)
-    if name in ("small", "tiny"):
+    if name in SHIPPED:
         source, option = f"deltavlm_hf.{name}()", name
     else:
         source, option = repr(name), shlex.quote(name)

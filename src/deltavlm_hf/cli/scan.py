@@ -25,11 +25,7 @@ def add(subparsers) -> None:
         "stopped goes on.",
     )
     add_argument = command.add_argument
-    add_argument(
-        "before",
-        metavar="BEFORE",
-        help="raster of the first date: whatever GDAL opens, or item.json#asset",
-    )
+    add_argument("before", metavar="BEFORE", help="raster of the first date: whatever GDAL opens, or item.json#asset")
     add_argument("after", metavar="AFTER", help="raster of the second date, in any reference system and resolution")
     add_argument(
         "--output",

@@ -1,5 +1,7 @@
 """A model with its processor, from a folder or the Hub: what the commands load. Errors name their options."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,12 @@ NOTES = {
 def find_source(name: str) -> str:
     """What `from_pretrained` takes for a model's name: for `small` and `tiny` the folders inside the package."""
     return SHIPPED[name]() if name in SHIPPED else str(name)
+
+
+def name_model(source: str) -> str:
+    """What a model is called, without where it lies: the name of one inside the package, a folder's, a Hub id."""
+    short = {folder(): name for name, folder in SHIPPED.items()}
+    return short.get(source) or (Path(source).name if os.path.isdir(source) else source)
 
 
 def load_model(

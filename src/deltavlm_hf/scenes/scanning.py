@@ -11,7 +11,7 @@ from ..data.masks import to_mask
 from ..inference import stream_answers
 from ..inference.engines import Engine
 from ..inference.identity import commit_of
-from ..inference.loading import SHIPPED
+from ..inference.loading import name_model
 from ..journal import Journal
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
@@ -181,11 +181,9 @@ def describe(
     model: DeltaVLMForConditionalGeneration, scene: Scene, questions: tuple[str, ...], options: dict[str, Any]
 ) -> Source:
     """What the answers about a scene have in common."""
-    name = model.config.name_or_path
-    short = {folder(): each for each, folder in SHIPPED.items()}
     facts = {
         **scene.facts(),
-        "model": short.get(name) or (Path(name).name if os.path.isdir(name) else name),
+        "model": name_model(model.config.name_or_path),
         "commit": commit_of(model),
         "generate": {key: repr(value) for key, value in options.items()},
     }
