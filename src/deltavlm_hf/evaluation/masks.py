@@ -186,17 +186,18 @@ def _ratio(part: int, whole: int) -> float | None:
     return float(part / whole) if whole else None
 
 
-def against_masks(rows: datasets.Dataset) -> list[int]:
+def against_masks(rows: datasets.Dataset, pairs: Sequence[Sequence[int]]) -> list[Sequence[int]]:
     """
-    The rows of pairs whose mask marks a change while their flag, or captions, say that there is none, or marks none
+    Those pairs whose mask marks a change while their flag, or captions, say that there is none, or marks none
     while these tell of one. LEVIR-MCI has such pairs: what is right of them depends on who is asked.
 
     Args:
         rows (`Dataset`): see [`load_changechat`], with `masks=True`.
+        pairs (`Sequence[Sequence[int]]`): the rows of each, see [`group_by_pair`].
     """
     rows = undecoded(rows.with_format(None))
-    found: list[int] = []
-    for pair in group_by_pair(rows):
+    found = []
+    for pair in pairs:
         of_pair = [rows[index] for index in pair]
         said = [row["changed"] for row in of_pair if row["changed"] is not None]
         said = said or [
@@ -208,8 +209,8 @@ def against_masks(rows: datasets.Dataset) -> list[int]:
             except ValueError:  # told where masks are scored
                 continue
             if mask is not None and marks_change(mask) != any(said):
-                found += pair
-    return sorted(found)
+                found.append(pair)
+    return found
 
 
 def answers_of_masks(rows: Iterable[dict], seen: SeenMasks) -> tuple[list[dict], list[dict]]:

@@ -3,10 +3,6 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 
-import datasets
-
-from ..data.rows import undecoded
-from .answering import group_by_pair
 from .masks import SeenMasks
 from .score import Case
 
@@ -16,15 +12,14 @@ Parts = dict[str, Sequence[float]]
 Entry = tuple[str, int, str, Parts]
 
 
-def make_records(rows: datasets.Dataset, cases: Sequence[Case], masks: SeenMasks | None) -> list[Entry]:
+def make_records(pairs: Sequence[Sequence[int]], cases: Sequence[Case], masks: SeenMasks | None) -> list[Entry]:
     """
     Args:
-        rows (`Dataset`): with images, which are not looked at.
+        pairs (`Sequence[Sequence[int]]`): the rows of each, see [`group_by_pair`].
         cases (`Sequence[Case]`): of one system, see [`evaluate_predictions`].
         masks ([`SeenMasks`], *optional*): the system's.
     """
-    groups = group_by_pair(undecoded(rows.with_format(None)))
-    number_of = {row: number for number, group in enumerate(groups) for row in group}
+    number_of = {row: number for number, pair in enumerate(pairs) for row in pair}
     found: list[Entry] = []
     for case in cases:
         asked = (case.row["id"], [(turn["question"], turn["answer"]) for turn in case.row["turns"]], case.references)

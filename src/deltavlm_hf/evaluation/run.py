@@ -159,7 +159,9 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
     with state.main_process_first():  # the others find its Arrow tables
         rows, training = run.load()
     texts = rows.remove_columns(["before", "after", "mask"])
-    doubtful = set(against_masks(rows)) if run.data and state.is_main_process else set()
+    pairs = group_by_pair(undecoded(rows.with_format(None))) if state.is_main_process else []
+    differing = against_masks(rows, pairs) if run.data else []
+    doubtful = {index for pair in differing for index in pair}
     systems: dict[str, dict] = {}
     models: dict[str, str] = {}
     records: dict[str, list[Entry]] = {}
@@ -169,7 +171,7 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
         if state.is_main_process:
             systems[name], cases = evaluate_predictions(texts, predictions, protocol)
             model_cases = model_cases or cases
-            records[name] = make_records(rows, cases, masks)
+            records[name] = make_records(pairs, cases, masks)
             if doubtful and len(doubtful) < len(texts):
                 kept = [index for index in range(len(texts)) if index not in doubtful]
                 without = f"{name}, without pairs whose captions and masks differ"
@@ -187,10 +189,8 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
     settings = run.settings
     if run.protocol == "coco" and {*run.tasks} & {"caption", "open"} and not has_java("In the report's captions"):
         settings["captions"] = "split at white space, not by the Penn Treebank tokenizer, for want of Java"
-    if doubtful:
-        pairs = group_by_pair(undecoded(rows.with_format(None)))
-        differing = sum(pair[0] in doubtful for pair in pairs)
-        settings["captions against masks"] = f"{differing} of {len(pairs)} pairs"
+    if differing:
+        settings["captions against masks"] = f"{len(differing)} of {len(pairs)} pairs"
     files = write_report(
         run.output,
         systems,

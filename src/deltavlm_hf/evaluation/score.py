@@ -137,16 +137,12 @@ def _count(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dic
         right = [truth[number] for truth in truths]
         result[name] = score_counts(numbers, right)
         result[name]["pairs"] = [[truth, predicted] for truth, predicted in zip(right, numbers, strict=True)]
-        for case, predicted, truth in zip(kept, numbers, right, strict=True):
-            error = abs((predicted or 0) - truth)
-            case.parts |= {f"{name} exact": (predicted == truth, 1), f"{name} mae": (error, 1)}
-            case.parts[f"{name} rmse"] = (error**2, 1)
+        errors = [abs((predicted or 0) - truth) for predicted, truth in zip(numbers, right, strict=True)]
+        exact = [predicted == truth for predicted, truth in zip(numbers, right, strict=True)]
+        for case, error, is_exact in zip(kept, errors, exact, strict=True):
+            case.parts |= {f"{name} exact": (is_exact, 1), f"{name} mae": (error, 1), f"{name} rmse": (error**2, 1)}
         if intervals:
-            errors = [abs((predicted or 0) - truth) for predicted, truth in zip(numbers, right, strict=True)]
-            result[name]["intervals"] = {
-                "mae": _interval(errors),
-                "exact": _interval([predicted == truth for predicted, truth in zip(numbers, right, strict=True)]),
-            }
+            result[name]["intervals"] = {"mae": _interval(errors), "exact": _interval(exact)}
     for case, predicted, truth in zip(kept, predictions, truths, strict=True):
         case.score = (
             0.0 if predicted is None else 1 / (1 + abs(predicted[0] - truth[0]) + abs(predicted[1] - truth[1]))
