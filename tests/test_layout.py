@@ -1,6 +1,7 @@
 """The house that the package is: imports go down its floors, and never in a circle."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -102,3 +103,9 @@ def test_what_is_missing_is_told_by_one_helper():
     """With the way for a checkout; `modeling` and `processing` go to the Hub, and name packages alone."""
     told = {path for path in SOURCE.rglob("*.py") if "deltavlm-hf[" in path.read_text()}
     assert told == {SOURCE / "extras.py"}
+
+
+def test_test_files_have_names_of_their_own():
+    """Of two with one name pytest collects only one, and says so only where both folders are run."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, number in names.items() if number > 1] == []

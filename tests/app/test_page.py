@@ -1045,7 +1045,8 @@ def test_cells_are_drawn_as_they_stream_in(small_served):
     async def follow() -> list[dict]:
         return [copy.deepcopy(told) async for _, told in visits.converse(TASKS["Where?"], visit)]
 
-    steps = [told["turns"][-1] for told in asyncio.run(follow())]
+    with ThreadPoolExecutor(1) as aside:  # in this thread the browser of other tests has its event loop running
+        steps = [told["turns"][-1] for told in aside.submit(asyncio.run, follow()).result()]
     numbers = [sum(len(each["cells"]) for each in step.get("cells", [])) for step in steps]
     assert numbers == sorted(numbers) and numbers[-1] == steps[-1]["answer"].count("-") > 1
     assert any(0 < number < numbers[-1] for number in numbers)  # some before all
