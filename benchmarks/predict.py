@@ -1,9 +1,9 @@
 """
 Many pairs by one command: how much faster than by the ways that there were, and where the time goes.
 
-    python benchmarks/predict.py --output docs/benchmarks
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/predict.py --output docs/benchmarks
 
-writes `predict.json` and `predict.md` there. The ways take turns, each round asks one question about each pair of a
+(which the command line sets by itself) writes `predict.json` and `predict.md` there. The ways take turns, each round asks one question about each pair of a
 folder of PNGs, generated scenes enlarged to `--side` pixels; each figure is the median over rounds. A loop over
 `deltavlm ask` starts anew for every pair: it is measured with a few of them.
 
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--question", default="binary")
-    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=600)
     parser.add_argument("--asked", type=int, default=3, help="pairs for the loop over `deltavlm ask`")
     parser.add_argument("--side", type=int, default=256, help="pixels of an image")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -188,6 +188,7 @@ def main() -> None:
         ways = measure_ways(args, model, processor, pairs, folder)
     setting = {
         "command": " ".join(["python", *sys.argv]),
+        "threads that wait": os.environ.get("OMP_WAIT_POLICY", "spin").lower(),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {args.device}",
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
         "pairs": f"{args.pairs} of {args.side} x {args.side} pixels, {args.rounds} rounds",

@@ -1,6 +1,7 @@
 """`deltavlm COMMAND`. Results go to stdout, all else to stderr."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add(subparsers)
     args = parser.parse_args(argv)
+    # Read when PyTorch is imported. Its threads that wait would spin, on cores that processes which read images need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return args.run(args)
     except (OSError, ValueError, ImportError) as error:
