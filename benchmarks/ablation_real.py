@@ -5,9 +5,9 @@ masks teach the words.
     python benchmarks/ablation_real.py --data DATA --keep RUN --output docs/benchmarks
 
 DATA is that of `examples/train_real.py`, RUN its folder. Every variant begins from the backbone's pretrained weights
-and gets as many steps, far fewer than the model that ships: the tables compare, they do not show what is possible.
-Those that go on to words take RUN's language model and its Q-Former, which knows the words from other eyes. Finished
-variants are kept in RUN and not repeated.
+and gets as many steps, far fewer than the model that ships: the tables compare, they do not show what is possible. The
+language model and the Q-Former, which knows the words from other eyes, are RUN's. Finished variants are kept in RUN
+and not repeated.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from train_real import STAGES, Cells, listen, look, score, score_masks
 
 from deltavlm_hf import DeltaVLMConfig, DeltaVLMForConditionalGeneration
 
-EYES_STEPS, ALIGN_STEPS, SPEAK_STEPS = 250, 250, 60
+EYES_STEPS, ALIGN_STEPS, SPEAK_STEPS = 150, 150, 40
 FIGURES = ("yes_no", "buildings_exact", "buildings_mae", "grid_f1", "cells_exact")
-PARTS = {"masks": (*FIGURES, "pixel_f1"), "words": FIGURES}
+PARTS = {"words": FIGURES, "masks": (*FIGURES, "pixel_f1")}
 
 
 @dataclass(frozen=True)
@@ -38,27 +38,25 @@ class Variant:
         difference (`str`, *optional*): the module that compares dates.
         backbone (`bool`, *optional*): whether the backbone learns.
         masks (`bool`, *optional*): whether masks teach the eyes; else the words do, in as many steps.
-        words (`bool`, *optional*): whether it goes on to words.
     """
 
     difference: str = "csrm"
     backbone: bool = True
     masks: bool = True
-    words: bool = False
 
 
 VARIANTS = {
-    "CSRM": Variant(words=True),
+    "CSRM": Variant(),
     "difference": Variant("difference"),
     "concatenation": Variant("concat"),
     "CSRM, backbone frozen": Variant(backbone=False),
-    "CSRM, without mask loss": Variant(masks=False, words=True),
+    "CSRM, without mask loss": Variant(masks=False),
 }
 Figures = dict[str, dict[str, float]]
 
 
 def measure(variant: Variant, seed: int, data: Path, keep: Path, sources: dict, scale: float) -> Figures:
-    """Trains one variant and returns its figures on validation cells: of its masks, its words, or both."""
+    """Trains one variant and returns its figures on validation cells: of its words, and of masks if it learnt any."""
     set_seed(seed)
     processor = train_real.make_processor()
     config = DeltaVLMConfig.from_dict(
@@ -68,29 +66,27 @@ def measure(variant: Variant, seed: int, data: Path, keep: Path, sources: dict, 
     model.generation_config = train_real.make_generation_config(processor)
     train_real.load_backbone(model)
     model.to(memory_format=torch.channels_last)
-    for name in ("language", "reread", "speak") if variant.words else ():
+    for name in ("language", "reread", "speak"):
         model.load_state_dict(torch.load(keep / f"{name}.pt", weights_only=True)["weights"], strict=False)
-    cells = Cells.read(data, "val_cells", "val_cells_b")
     place = keep / "ablation_unfinished.pt"
 
     def learn(name: str, steps: int, **changes: tuple[str, ...]) -> None:
         place.unlink(missing_ok=True)  # of another variant
         stage = replace(STAGES[name], cycles=(max(2, round(scale * steps)),), **changes)
         train_real.train(stage, model, processor, sources, place, seed)
-        model.eval()
 
-    figures, eyes, extra = {}, STAGES["eyes"], 0
+    eyes, align, speak = STAGES["eyes"], STAGES["align"], STAGES["speak"]
     if variant.masks:
         learn("eyes", EYES_STEPS, frozen=eyes.frozen + (() if variant.backbone else ("vision_model.backbone.",)))
-        figures["masks"] = score_masks(look(model, processor, cells), cells)
+        learn("align", ALIGN_STEPS)
+        learn("speak", SPEAK_STEPS)
     else:
-        extra = EYES_STEPS
-    if variant.words:
-        more = () if variant.masks else eyes.trained
-        learn("align", ALIGN_STEPS + extra, trained=STAGES["align"].trained + more)
-        learn("speak", SPEAK_STEPS, trained=STAGES["speak"].trained + more)
-        figures["words"] = score(listen(model, processor, cells), cells.facts)
-    return figures
+        learn("align", EYES_STEPS + ALIGN_STEPS, trained=align.trained + eyes.trained)
+        learn("speak", SPEAK_STEPS, trained=speak.trained + eyes.trained)
+    model.eval()
+    cells = Cells.read(data, "val_cells", "val_cells_b")
+    figures = {"words": score(listen(model, processor, cells), cells.facts)}
+    return {**figures, "masks": score_masks(look(model, processor, cells), cells)} if variant.masks else figures
 
 
 def table(results: dict[str, dict[str, Figures]], part: str) -> str:

@@ -3,9 +3,9 @@ Many pairs by one command: how much faster than by the ways that there were, and
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/predict.py --output docs/benchmarks
 
-(which the command line sets by itself) writes `predict.json` and `predict.md` there. The ways take turns, each round asks one question about each pair of a
-folder of PNGs, generated scenes enlarged to `--side` pixels; each figure is the median over rounds. A loop over
-`deltavlm ask` starts anew for every pair: it is measured with a few of them.
+writes `predict.json` and `predict.md` there; the command line sets that variable by itself. The ways take turns, each
+round asks one question about each pair of a folder of PNGs, generated scenes enlarged to `--side` pixels; each figure
+is the median over rounds. A loop over `deltavlm ask` starts anew for every pair: it is measured with a few of them.
 
 Parts are measured by themselves, in one process: reading and resizing, handing over between processes, the model,
 writing. From these follows, computed, how long an accelerator waits that answers faster than this machine: it goes on
