@@ -939,14 +939,14 @@ class TestNothingRemains:
         def resident() -> float:  # MB
             return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-        visits, sizes = int(os.environ.get("VISITS", 60)), []
+        visits, sizes = int(os.environ.get("VISITS", 30)), []
         for number in range(visits):
             visitor = Visitor(served)
             with visitor.page_open():
                 visitor.run("compare", [*map(visitor.upload, pair)])
                 visitor.run("converse_3", [None, None])
             visitor.http.close()
-            if number % 20 == 19:
+            if number % 10 == 9:
                 sizes.append(round(resident()))
         assert sizes[-1] - sizes[0] < 30, sizes  # it was 2.4 for each visit
 
