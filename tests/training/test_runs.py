@@ -306,6 +306,22 @@ def test_values_as_a_yaml_file_has_them(tmp_path):
     assert run.training["metric_for_best_model"] is None and run.training["logging_first_step"] is True
 
 
+def test_fields_that_are_set_beside_the_file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("data:\nfreeze: {qformer: false}\ntraining: {output_dir: out, max_steps: 5}\n")
+    changes = ["model=tiny", "data.source=my data", "freeze.lora.r=4", "training.learning_rate=1e-4"]
+    run = TrainingRun.from_yaml(path, changes)
+    assert (run.model, run.data.source, run.freeze.qformer, run.freeze.lora) == ("tiny", "my data", False, {"r": 4})
+    assert run.training == {"output_dir": "out", "max_steps": 5, "learning_rate": 1e-4}
+    for change in ("training.max_steps", "training.max_steps.more=1"):
+        with pytest.raises(
+            ValueError, match=f"'{change}' sets no field of .*: expected such as training.max_steps=10"
+        ):
+            TrainingRun.from_yaml(path, [change])
+    with pytest.raises(ValueError, match="Did you mean `learning_rate`"):
+        TrainingRun.from_yaml(path, ["training.lerning_rate=1"])
+
+
 @pytest.mark.parametrize(
     ("settings", "steps", "expected"),
     [

@@ -16,10 +16,17 @@ def add(subparsers) -> None:
         "checkpoint; `torchrun` or `accelerate launch` spread it over processes.",
     )
     command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, such as examples/finetune.yaml")
+    command.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="in place of what the file says, such as data.source=annotations training.max_steps=100",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from ..training.run import TrainingRun, train
 
-    print(train(TrainingRun.from_yaml(args.config), show=lambda text: print(text, file=sys.stderr)))
+    print(train(TrainingRun.from_yaml(args.config, args.set), show=lambda text: print(text, file=sys.stderr)))
     return 0

@@ -41,17 +41,38 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(path: str | Path) -> Any:
+def read_yaml(path: str | Path, changes: Sequence[str] = ()) -> Any:
     """
     The content of a YAML file.
 
+    Args:
+        path (`str` or `Path`).
+        changes (`Sequence[str]`, *optional*): fields to set in it, such as `training.max_steps=10`; of a field in
+            fields the name is that of each with dots between them, the value is YAML.
+
     Raises:
-        ValueError: if it is no YAML, or has a field twice.
+        ValueError: if it is no YAML, or has a field twice, or a change is of another form.
     """
+    content = _parse(Path(path).read_text(encoding="utf-8"), path)
+    for change in changes:
+        names, equals, value = change.partition("=")
+        *above, last = names.split(".")
+        place = content
+        for name in above:
+            if isinstance(place, dict) and place.get(name) is None:
+                place[name] = {}
+            place = place[name] if isinstance(place, dict) else None
+        if not equals or not isinstance(place, dict):
+            raise ValueError(f"{change!r} sets no field of {path}: expected such as training.max_steps=10.")
+        place[last] = _parse(value, f"The value of {change!r}")
+    return content
+
+
+def _parse(text: str, name: str | Path) -> Any:
     try:
-        return _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
+        return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        raise ValueError(f"{name} is no YAML: {error}") from error
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

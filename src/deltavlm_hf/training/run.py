@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from .fields import fit, nearest, read_yaml
 from .freezing import FreezePolicy, freeze, trainable_table
 from .quantization import four_bit_config
 from .rows import TrainingRows
+from .small_data import choose
 from .trainer import CACHE_AND_AUGMENTATION, DeltaVLMTrainer
 
 logger = logging.getLogger(__name__)
@@ -125,15 +126,19 @@ class TrainingRun:
         return find_source(self.model)
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> "TrainingRun":
+    def from_yaml(cls, path: str | Path, changes: Sequence[str] = ()) -> "TrainingRun":
         """
         Reads a file with the fields above.
+
+        Args:
+            path (`str` or `Path`).
+            changes (`Sequence[str]`, *optional*): fields in place of the file's, such as `data.limit=10`.
 
         Raises:
             ValueError: if it is no YAML, or has unknown fields or values of another type; the message names the field
                 that was meant.
         """
-        content = read_yaml(path)
+        content = read_yaml(path, changes)
         if not isinstance(content, dict) or not isinstance(content.get("training"), dict):
             raise ValueError(f"{path} must be a YAML mapping with at least `training: {{output_dir: ...}}`.")
         parts = {"data": DataConfig, "freeze": FreezePolicy, "augmentation": PairAugmentation}
@@ -164,11 +169,14 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
     """
     Trains, going on from the last complete checkpoint in the output folder if there is one, and writes the result
     there. A model that makes masks learns them too where the data have any; without, its mask decoder stays as it is.
-    What is written: the model (the best by `metric_for_best_model`, where there is validation) and the processor.
+    What is written: the model (the best by `metric_for_best_model`, where there is validation), the processor and the
+    licence that lies beside the model it began from.
+    With fewer than 500 pairs, what `run.training` does not say of epochs, warm-up, evaluation, saving and logging is
+    chosen, see [`~training.small_data.choose`].
 
     Args:
         run ([`TrainingRun`]).
-        show (*optional*): is given the table of what trains; by default it is logged.
+        show (*optional*): is given the table of what trains, and what was chosen; by default they are logged.
 
     Returns:
         `Path`: the output folder.
@@ -184,6 +192,12 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
     with args.main_process_first(local=False, desc="data"):
         rows = run.data.load(masks=masks)
         validation = run.data.load(validation=True, masks=masks) if run.data.validates else None
+    chosen, told = choose(run.training, args, rows)
+    if chosen:
+        run = dataclasses.replace(run, training={**run.training, **chosen})
+        args = _check(run)
+        if args.process_index == 0:
+            show(told)
     policy = run.freeze
     if masks and all(mask is None for mask in undecoded(rows)["mask"]):
         rows = rows.remove_columns("mask")
@@ -230,6 +244,8 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
         (Path(args.output_dir) / SETTINGS_FILE).unlink(missing_ok=True)
     trainer.save_model()
     if trainer.is_world_process_zero():
+        for file in Path(run.source).glob("LICENSE*"):  # it holds for what was made of those weights too
+            (Path(args.output_dir) / file.name).write_bytes(file.read_bytes())
         described = json.dumps(dataclasses.asdict(run), indent=2, default=str) + "\n"
         write_text(Path(args.output_dir) / SETTINGS_FILE, described)
     return Path(args.output_dir)
