@@ -512,7 +512,10 @@ class TestCard:
         text = Publication(folder, REPO).card.text
         assert "| training.learning_rate | `0.0001` |" in text and "| model | `someone/base` |" in text
         assert "LEVIR-CC imagery: academic use only" in text and "CC-BY-4.0" in text
-        assert "/home/me" not in text and str(tmp_path) not in text
+        (folder / "training_run.json").write_text(json.dumps({**settings, "data": {"source": "/home/me/mine"}}))
+        others = Publication(folder, REPO).card.text
+        assert "LEVIR-CC imagery" not in others and "licences of the images and annotations" in others
+        assert "/home/me" not in text + others and str(tmp_path) not in text
 
     @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
     def test_nothing_of_what_is_reported_becomes_markup(self, text, tmp_path):

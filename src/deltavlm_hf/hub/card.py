@@ -28,6 +28,7 @@ PARTS = {
     "qformer": "the Q-Former's weights",
 }
 DATA_LICENCE = "LEVIR-CC imagery: academic use only; ChangeChat-105k annotations: CC-BY-4.0"
+OTHER_DATA = "The licences of the images and annotations that it learnt from are not recorded here"
 TASK = "image-text-to-text"
 # Of report.json: task, way to the figure, the metric's name on the Hub, what it is called here.
 FIGURES = (
@@ -295,8 +296,9 @@ def _training(settings: Mapping[str, Any] | None) -> str:
             local = name == "output_dir" or (isinstance(value, str) and os.path.isabs(value))
             if value is not None and not local:
                 rows.append(f"| {_text('.'.join(filter(None, (section, name))))} | {_as_code(value)} |")
-    data = settings.get("data") or {}
-    licence = f"\n\n{DATA_LICENCE}." if data.get("source") else ""
+    source = (settings.get("data") or {}).get("source")
+    known = DATA_LICENCE if "changechat" in str(source).lower() else OTHER_DATA
+    licence = f"\n\n{known}." if source else ""
     return "\n".join(["## Training", "", "| setting | value |", "|---|---|", *rows]) + licence
 
 
