@@ -16,7 +16,7 @@ demo: .venv/.installed  ## ask the model that ships with the package about a gen
 	$(BIN)/deltavlm demo
 
 test: .venv/.installed-dev  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 tiny: .venv/.installed-dev  ## make the tiny model inside the package anew, from seed to weights (an hour or more)
 	$(BIN)/python examples/train_tiny.py --output src/deltavlm_hf/tiny_model
