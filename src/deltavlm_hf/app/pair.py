@@ -10,12 +10,11 @@ from PIL import Image
 
 from ..processing import DeltaVLMImageProcessor
 from ..processing.reading import (
-    FORMATS,
     READING_ERRORS,
-    Refused,
     image_size,
     loses_depth,
     read_pixels,
+    why_unreadable,
 )
 from .overlay import embed
 
@@ -82,9 +81,7 @@ def read_photo(path: str, processor: DeltaVLMImageProcessor, name: str | None = 
     except FileNotFoundError as error:
         raise Unusable(f"{name} is no longer here; upload it again.") from error
     except READING_ERRORS as error:  # they name the path
-        if isinstance(error.__cause__, Refused):
-            raise Unusable(f"{name} is not taken: {str(error.__cause__).partition(';')[0]}.") from error
-        raise Unusable(f"{name} is no image that can be read; {', '.join(FORMATS)} are taken.") from error
+        raise Unusable(f"{name} is {why_unreadable(error)}.") from error
     try:
         pixels = processor.process_image(source)  # (3, H, W)
     except ValueError as error:

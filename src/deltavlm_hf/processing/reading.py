@@ -215,6 +215,13 @@ def _reading(source: Any) -> Iterator[BinaryIO]:
             raise ValueError(f"{said} ({_reason(error)}); {way_out}") from error
 
 
+def why_unreadable(error: Exception) -> str:
+    """What an image is that one of [`READING_ERRORS`] was raised for, without the names of files in it."""
+    if isinstance(error.__cause__, Refused):
+        return f"not taken: {str(error.__cause__).partition(';')[0]}"
+    return f"no image that can be read, or damaged; {', '.join(FORMATS)} are taken"
+
+
 def _reason(error: BaseException) -> str:
     """In one line."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..inference.asking import pair_pixels
 from ..processing import DeltaVLMImageProcessor
-from ..processing.reading import FORMATS, READING_ERRORS, Refused, image_size
+from ..processing.reading import READING_ERRORS, image_size, why_unreadable
 from .errors import ApiError
 
 DATES = ("before", "after")
@@ -119,8 +119,4 @@ def too_large(date: str) -> ApiError:
 
 
 def _unreadable(date: str, error: Exception) -> ApiError:
-    if isinstance(error.__cause__, Refused):
-        reason = f"not taken: {str(error.__cause__).partition(';')[0]}"
-    else:
-        reason = f"no image that can be read, or damaged; {', '.join(FORMATS)} are taken"
-    return ApiError(f"{date}: {reason}.", param="messages", code="invalid_image")
+    return ApiError(f"{date}: {why_unreadable(error)}.", param="messages", code="invalid_image")
