@@ -67,7 +67,7 @@ class Load:
 
     def metric(self, name: str) -> int:
         text = httpx.get(f"{self.address}/metrics", timeout=SECONDS).text
-        return int(re.search(rf"^deltavlm_{name} (\d+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+        return int(float(re.search(rf"^deltavlm_{name} (\S+)$", text, re.MULTILINE)[1]))  # type: ignore[index]
 
     def batches(self) -> int:
         return self.metric("batch_rows_count")

@@ -14,23 +14,24 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 import warnings
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 
 import httpx
 import numpy as np
+import page_visitor
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from broken_images import in_steps
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from page_visitor import SECONDS
 from PIL import EpsImagePlugin, Image, ImageFile
 from playwright.sync_api import Page, expect, sync_playwright
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -45,7 +46,6 @@ from deltavlm_hf.app.pair import MAX_PIXELS, SHOWN
 from deltavlm_hf.data.scenes import generate_scene
 from deltavlm_hf.processing.reading import FORMATS, read_pixels
 
-SECONDS = 300  # for slow machines; time never fails a test before
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -465,58 +465,9 @@ def until(there, seconds: float = SECONDS) -> None:
         time.sleep(0.05)
 
 
-class Visitor:
-    """Speaks to the page as its own script does; `gradio_client` would not do what is tried here."""
-
+class Visitor(page_visitor.Visitor):
     def __init__(self, page, address: str = "203.0.113.1"):
-        self.page = page
-        self.session = uuid.uuid4().hex
-        # The proxy of a server is trusted when it runs on the same machine.
-        # The server closes connections after 5 idle seconds; by default httpx may still use them in that moment.
-        self.http = httpx.Client(
-            base_url=page.local_url,
-            timeout=SECONDS,
-            headers={"X-Forwarded-For": address},
-            limits=httpx.Limits(keepalive_expiry=2),
-        )
-
-    def number(self, name: str) -> int:
-        return next(number for number, function in self.page.fns.items() if function.api_name == name)
-
-    def upload(self, data: bytes | Path, name: str = "image.png") -> dict:
-        data = data.read_bytes() if isinstance(data, Path) else data
-        sent = self.http.post("gradio_api/upload", files={"files": (name, data)})
-        assert sent.status_code == 200, sent.text
-        return {"path": sent.json()[0], "meta": {"_type": "gradio.FileData"}}
-
-    def join(self, function: str, data: list, **more) -> httpx.Response:
-        call = {"data": data, "fn_index": self.number(function), "session_hash": self.session, **more}
-        return self.http.post("gradio_api/queue/join", json=call)
-
-    def run(self, function: str, data: list, **more) -> dict:
-        """What comes last; an error has the key `error`."""
-        joined = self.join(function, data, **more)
-        assert joined.status_code == 200, joined.text
-        with self.http.stream("GET", "gradio_api/queue/data", params={"session_hash": self.session}) as stream:
-            for line in stream.iter_lines():
-                message = json.loads(line.removeprefix("data:") or "{}")
-                if message.get("event_id") == joined.json()["event_id"] and message["msg"] == "process_completed":
-                    return message["output"]
-        raise AssertionError("The stream ended before the answer.")
-
-    @contextmanager
-    def page_open(self):
-        with self.http.stream("GET", f"gradio_api/heartbeat/{self.session}") as stream:
-            beats = stream.iter_bytes()
-            next(beats)
-            yield
-
-    def file(self, upload: dict) -> int:
-        for _ in range(3):
-            # A file that is deleted between the server's look and its reading costs the connection, not an answer.
-            with suppress(httpx.ReadError, httpx.RemoteProtocolError):
-                return self.http.get(f"gradio_api/file={upload['path']}").status_code
-        raise AssertionError("The server closed three connections without an answer.")
+        super().__init__(page.local_url, address)
 
 
 def png(width: int, height: int) -> bytes:
@@ -585,7 +536,7 @@ class TestOneQueue:
         visitor = Visitor(served)
         data = [*map(visitor.upload, pair), TASKS["Any change?"]]
         for path in (f"gradio_api/{way}/{function}", f"gradio_api/{way}/{function}/", f"{way}/{function}"):
-            call = {"data": data, "session_hash": visitor.session, "fn_index": visitor.number("ask")}
+            call = {"data": data, "session_hash": visitor.session, "fn_index": visitor.numbers["ask"]}
             assert visitor.http.post(path, json=call).status_code == 404
         assert work.times == 0
 
@@ -734,7 +685,7 @@ class TestUploads:
         monkeypatch.setattr(EpsImagePlugin, "Ghostscript", ghostscript)
         visitor = Visitor(served)
         for images in ([visitor.upload(data), visitor.upload(pair[1])], [visitor.upload(data)] * 2):
-            told = visitor.run(function, [*images, "?"][: len(served.fns[visitor.number(function)].inputs)])
+            told = visitor.run(function, [*images, "?"][: len(served.fns[visitor.numbers[function]].inputs)])
             assert message in told["error"]
             assert "/" not in told["error"]
         assert all(width * height <= MAX_PIXELS for width, height in decoded)

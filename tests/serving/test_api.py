@@ -52,12 +52,20 @@ def expected(tiny_model, tiny_processor, pair):
     return answer
 
 
+@pytest.fixture(scope="module")
+def described(address) -> dict:
+    """The API's description of itself."""
+    return httpx.get(f"{address}/openapi.json").json()
+
+
 @pytest.fixture
-def post(address):
+def post(address, described):
     def post(body, **options) -> httpx.Response:
         given = {"content": body} if isinstance(body, bytes) else {"json": body}
         headers = {"Content-Type": "application/json", **options.pop("headers", {})}
-        return httpx.post(f"{address}/v1/chat/completions", headers=headers, timeout=SECONDS, **given, **options)
+        reply = httpx.post(f"{address}/v1/chat/completions", headers=headers, timeout=SECONDS, **given, **options)
+        assert str(reply.status_code) in described["paths"]["/v1/chat/completions"]["post"]["responses"]
+        return reply
 
     return post
 
@@ -380,10 +388,25 @@ class TestUrls:
 
 def test_other_addresses(address):
     assert httpx.get(f"{address}/health").json() == {"status": "ok"}
-    paths = httpx.get(f"{address}/openapi.json").json()["paths"]
-    schema = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert schema == {"$ref": "#/components/schemas/ChatRequest"}
     assert httpx.get(f"{address}/docs").status_code == 200
+    assert "/docs" in httpx.get(address).json()["message"]
+    assert httpx.get(f"{address}/page/").status_code == 404
+
+
+def test_the_description(described):
+    paths, schemas = described["paths"], described["components"]["schemas"]
+    asking = paths["/v1/chat/completions"]["post"]
+    schema = asking["requestBody"]["content"]["application/json"]["schema"]
+    assert schema == {"$ref": "#/components/schemas/ChatRequest"}
+    errors = {"400", "404", "408", "411", "413", "429", "500", "default"}
+    assert set(asking["responses"]) == {"200", *errors}
+    for status in errors:
+        told = asking["responses"][status]["content"]["application/json"]["schema"]
+        assert told == {"$ref": "#/components/schemas/ErrorBody"}
+    assert set(schemas["_Error"]["required"]) == {"message", "type", "param", "code"}
+    every = [operation["responses"] for path in paths.values() for operation in path.values()]
+    assert not any({"401", "422"} & set(responses) for responses in every)
+    assert not any("Validation" in name for name in schemas)
 
 
 def test_a_key(tiny_model, tiny_processor, files):
@@ -396,7 +419,8 @@ def test_a_key(tiny_model, tiny_processor, files):
             assert "secret-key" not in refusal(reply, 401)["message"]
         with openai.OpenAI(base_url=f"{address}/v1", api_key="secret-key", max_retries=0) as client:
             assert client.chat.completions.create(model="tiny", messages=ask_about(files, BINARY)).choices
-        assert "secret-key" not in httpx.get(f"{address}/openapi.json").text
+        described = httpx.get(f"{address}/openapi.json").text
+        assert "secret-key" not in described and described.count('"401"') == 4
 
 
 class TestCommand:

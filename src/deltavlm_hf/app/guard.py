@@ -18,7 +18,8 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -30,9 +31,10 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..inference import ChangeSession
+from .bodies import again, drain
 
 logger = logging.getLogger(__name__)
 
@@ -98,18 +100,16 @@ class Visit:
 
 class Guard:
     """
-    Middleware (ASGI) around gradio's app.
+    Stands around gradio's app (ASGI), wherever that is mounted.
 
     An address is the one that uvicorn tells: that of the connection, or, from a proxy that `FORWARDED_ALLOW_IPS`
     trusts, the last one in `X-Forwarded-For` that is no such proxy.
 
     Args:
-        app: gradio's.
         page (`gradio.Blocks`): what is served.
     """
 
-    def __init__(self, app: ASGIApp, page: Any):
-        self.app = app
+    def __init__(self, page: Any):
         self.page = page
         self.requests: Counter[str] = Counter()  # open ones, of each address
         self.joining: list[tuple[str, str | None]] = []  # address and session of jobs on their way into the queue
@@ -118,13 +118,21 @@ class Guard:
         self.folder = Path(os.environ["GRADIO_TEMP_DIR"])
         self.own = {str(path) for path in self.folder.rglob("*")}  # the examples
 
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """As a middleware of gradio's app."""
+        self.app = app
+        return self
+
+    @asynccontextmanager
+    async def running(self, app: Any) -> AsyncIterator[None]:
+        """As long as the server runs: the lifespan of gradio's app."""
+        sweeping = asyncio.create_task(self._sweep())
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":  # as long as the server runs
-            sweeping = asyncio.create_task(self._sweep())
-            try:
-                return await self.app(scope, receive, send)
-            finally:
-                sweeping.cancel()
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         address = _address(scope)
@@ -141,7 +149,7 @@ class Guard:
                 del self.requests[address]
 
     async def _pass(self, address: str, scope: Scope, receive: Receive, send: Send) -> None:
-        method, path = scope["method"], scope["path"]
+        method, path = scope["method"], _path(scope)
         if path == f"{_API}/upload_progress":  # of uploads that gradio takes; the page asks for it all the same
             return await Response(b'data: {"msg": "done"}\n\n', media_type="text/event-stream")(scope, receive, send)
         if method in ("GET", "HEAD") and _READ.fullmatch(path):
@@ -167,14 +175,15 @@ class Guard:
         length = headers.get(b"content-length", b"")
         if not length.isdigit() or b"transfer-encoding" in headers:  # which would be of any length
             return await _refuse(411, "Say how long the request is (Content-Length).")(scope, receive, send)
-        upload = scope["path"] == f"{_API}/upload"
+        path = _path(scope)
+        upload = path == f"{_API}/upload"
         most = MAX_FILE if upload else MAX_BODY
         if int(length) > most + (1 << 16):  # form and field names
-            await _drain(receive, 2 * most)
+            await drain(receive, 2 * most)
             return await _refuse(413, f"At most {most >> 20} MB are taken.")(scope, receive, send)
         if upload:
             await (await self._upload(address, int(length), Request(scope, receive)))(scope, receive, send)
-        elif _JOIN.fullmatch(scope["path"]):
+        elif _JOIN.fullmatch(path):
             await self._join(address, scope, receive, send)
         else:
             await self.app(scope, receive, send)
@@ -187,7 +196,7 @@ class Guard:
         counted = max(length, LEAST_STORED)
         of_address = counted + sum(size for _, who, size in self.stored if who == address)
         if of_address > MAX_STORED_OF_ADDRESS or counted + sum(size for _, _, size in self.stored) > MAX_STORED:
-            await _drain(request.receive, length)
+            await drain(request.receive, length)
             return _refuse(429, "Busy: many images have been uploaded just now. Try again in a few minutes.")
         self.stored.append((now, address, counted))
         try:
@@ -216,7 +225,7 @@ class Guard:
         ):
             text = "Busy: many of your questions wait already. Ask again when some have been answered."
             return await _refuse(429, text)(scope, receive, send)
-        if scope["path"].startswith(f"{_API}/queue/"):
+        if _path(scope).startswith(f"{_API}/queue/"):
             if type(job.get("fn_index")) is not int or job["fn_index"] not in self.page.fns:
                 return await _refuse(404, "There is no such function.")(scope, receive, send)
             # The rest of what gradio would take reaches into its own objects (batches, events, tokens).
@@ -224,7 +233,7 @@ class Guard:
             body = json.dumps(job).encode()
         self.joining.append((address, session))
         try:
-            await self.app(_of_length(scope, body), _again(body, receive), send)
+            await self.app(_of_length(scope, body), again(body, receive), send)
         finally:
             self.joining.remove((address, session))
 
@@ -303,33 +312,16 @@ def _address(scope: Scope) -> str:
     return scope["client"][0] if scope["client"] else ""
 
 
+def _path(scope: Scope) -> str:
+    """Within gradio's app."""
+    path, above = scope["path"], scope.get("root_path", "")
+    return path.removeprefix(above) if path.startswith(f"{above}/") else path
+
+
 def _refuse(status: int, text: str) -> Response:
     return JSONResponse({"detail": text}, status_code=status)
-
-
-async def _drain(receive: Receive, most: int) -> None:
-    """Reads what is not wanted: a client that still writes would not see the answer."""
-    while most > 0:
-        message = await receive()
-        most -= len(message.get("body", b""))
-        if not message.get("more_body"):
-            break
 
 
 def _of_length(scope: Scope, body: bytes) -> Scope:
     headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
     return {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """What has been read, to be read again."""
-    read = False
-
-    async def again() -> Message:
-        nonlocal read
-        if read:
-            return await receive()
-        read = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again

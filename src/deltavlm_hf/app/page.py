@@ -10,7 +10,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from html import escape
 from pathlib import Path
@@ -28,12 +28,15 @@ try:
     import gradio as gr
 except ImportError as error:
     raise missing("The page needs gradio", "web") from error
+from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from ..data.questions import INSTRUCTIONS, parse_grid
 from ..data.scenes import generate_scene
 from ..inference import ChangeSession, answer, ask_pairs, predict_mask
 from ..inference.loading import name_model
+from ..inference.turns import Turns
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from ..processing.conversation import Turn
@@ -73,6 +76,7 @@ def build(
     processor: DeltaVLMProcessor,
     title: str = "DeltaVLM",
     note: str | None = None,
+    turns: Turns | None = None,
 ) -> gr.Blocks:
     """
     Makes the page. One per process, for it has gradio keep all files in a folder of its own.
@@ -83,13 +87,14 @@ def build(
         title (`str`, *optional*): what stands above.
         note (`str`, *optional*): what is to be known of this model's answers; it stands beside each of them, unless
             the images are generated ones.
+        turns ([`Turns`], *optional*): with whom else the page shares the model.
 
     Returns:
-        `gradio.Blocks`: for [`launch`].
+        `gradio.Blocks`: for [`launch`] or [`mount`].
     """
     folder = guard.make_folder()
     examples = _examples(folder)
-    visits = _Visits(model, processor, folder, examples, note)
+    visits = _Visits(model, processor, folder, examples, note, turns or Turns())
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(
             _heading(title, *trained_on(model.config.name_or_path, model.weights_revision)),
@@ -207,6 +212,7 @@ class _Visits:
         folder: Path,
         examples: list[list[str]],
         note: str | None,
+        turns: Turns,
     ):
         self.model = model
         self.processor = processor
@@ -216,6 +222,7 @@ class _Visits:
             tuple(pair): seed for pair, seed in zip(examples, EXAMPLE_SEEDS, strict=True)
         }
         self.note = f"{note[0].upper()}{note[1:]}" if note else ""
+        self.turns = turns
 
     def choose(self, number: int) -> list[str]:
         """The files of a generated pair."""
@@ -245,7 +252,8 @@ class _Visits:
         return read_photo(path, self.processor.image_processor, name)
 
     def _meet(self, visit: Visit, before: Photo, after: Photo) -> None:
-        visit.session = ChangeSession(self.model, self.processor, before.picture, after.picture)
+        with self.turns:
+            visit.session = ChangeSession(self.model, self.processor, before.picture, after.picture)
         visit.note = self.note if visit.seed is None else ""
         visit.large = is_large(before)
         visit.about = {"model": name_model(self.model.config.name_or_path), "generated": visit.seed is not None}
@@ -259,7 +267,8 @@ class _Visits:
             return None
         size = after.picture.copy()
         size.thumbnail((SHOWN, SHOWN))
-        mask = predict_mask(self.model, self.processor, before.picture, after.picture, size.size[::-1])
+        with self.turns:
+            mask = predict_mask(self.model, self.processor, before.picture, after.picture, size.size[::-1])
         picture, colours = mask_layer(mask, classes)
         return {"url": embed(picture), "colours": colours}
 
@@ -283,14 +292,15 @@ class _Visits:
             turn: dict[str, Any] = {"question": question, "asked": _as_shown(question), "answer": "", "done": False}
             yield "", self._conversation(visit, turn)
             try:
-                async with aclosing(_in_thread(stream_answer(visit.session, question, visit.stop))) as pieces:
+                answering = stream_answer(visit.session, question, visit.stop, self.turns)
+                async with aclosing(_in_thread(answering)) as pieces:
                     async for piece in pieces:
                         turn["answer"] += piece
                         if (cells := cells_so_far(turn["answer"])) is not None:
                             turn |= {"cells": cells_to_draw(*cells), "across": 3, "box": [0, 0, 1, 1]}
                         yield gr.skip(), self._conversation(visit, turn)
                 turn["answer"] = visit.session.history[-1][1]
-                turn |= await anyio.to_thread.run_sync(_evidence, visit.session)
+                turn |= await anyio.to_thread.run_sync(self._evidence, visit.session)
             except Exception:
                 yield gr.skip(), self._conversation(visit)
                 raise
@@ -333,9 +343,23 @@ class _Visits:
 
     def _ask_tiles(self, pairs: list[tuple[Image.Image, Image.Image]]) -> Generator[str, None, None]:
         options: dict[str, Any] = {"batch_size": TILES, "max_time": MAX_SECONDS / TILES}
-        for said in ask_pairs(self.model, self.processor, pairs, [INSTRUCTIONS["grid"]], **options):
+        answers = ask_pairs(self.model, self.processor, pairs, [INSTRUCTIONS["grid"]], **options)
+        while True:
+            with self.turns:  # of each batch, not of all for as long as they are read
+                said = next(answers, None)
+            if said is None:
+                return
             assert not isinstance(said, Exception)  # those are raised
             yield said[0]
+
+    def _evidence(self, session: ChangeSession) -> dict[str, Any]:
+        """Where the model looked for the last question, and how far the dates differ: layers."""
+        with self.turns:
+            attention, change = (maps[0].float().cpu().numpy() for maps in session.explain().to_tuple())
+        return {
+            "attention": [_heat(date, attention.max()) for date in attention],
+            "change": _heat(change, change.max()),
+        }
 
     def halt(self, visit: Visit | None) -> None:
         """Ends the answer that is being given."""
@@ -351,7 +375,8 @@ class _Visits:
             raise _refusal("Give two images: before and after.")
         images = [[self._read(path).picture for path in paths if path]]
         options: dict[str, Any] = {"histories": [[]], "images": images, "max_time": MAX_SECONDS}
-        (reply,) = answer(self.model, self.processor, [question], **options)
+        with self.turns:
+            (reply,) = answer(self.model, self.processor, [question], **options)
         return reply
 
 
@@ -384,18 +409,42 @@ def launch(page: gr.Blocks, **kwargs: Any) -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which clears the visitors' files
+    page.launch(state_session_capacity=guard.MAX_SESSIONS, **_guarded(page), **kwargs)
+
+
+def mount(app: FastAPI, page: gr.Blocks, path: str) -> Callable[[], None]:
+    """
+    Serves the page as a part of another application.
+
+    Args:
+        app (`fastapi.FastAPI`): the application. From now on it lets no page of another site read its answers, as
+            gradio would with its own.
+        page (`gradio.Blocks`): from [`build`].
+        path (`str`): where.
+
+    Returns:
+        `Callable`: to be called when the server is to end. Pages that are open hold a connection each, and a server
+        that waits for what is under way would wait for them.
+    """
+    app.add_middleware(CORSMiddleware)  # with this there, gradio leaves it to the application
+    page.state_session_capacity = guard.MAX_SESSIONS
+    gr.mount_gradio_app(app, page, path, show_error=False, **_guarded(page))
+    return app.routes[-1].app.stop_event.set  # type: ignore[attr-defined]
+
+
+def _guarded(page: gr.Blocks) -> dict[str, Any]:
+    """What gradio is told, however it serves the page."""
     page.queue(max_size=guard.MAX_WAITING, api_open=False)
     page._queue.ANALYTICS_MAX_EVENTS = 100  # of which gradio would keep ten thousand, and sum them up after each job
-    page.launch(
-        max_file_size=guard.MAX_FILE,
-        state_session_capacity=guard.MAX_SESSIONS,
-        run_history=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        ssr_mode=False,
-        app_kwargs={"middleware": [Middleware(Guard, page=page)]},
-        **kwargs,
-    )
+    around = Guard(page)
+    return {
+        "max_file_size": guard.MAX_FILE,
+        "run_history": False,
+        "enable_monitoring": False,
+        "mcp_server": False,
+        "ssr_mode": False,
+        "app_kwargs": {"middleware": [Middleware(around.around)], "lifespan": around.running},
+    }
 
 
 def _paths(uploads: Iterable[Any], folder: Path) -> list[str | None]:
@@ -419,15 +468,6 @@ def _question(text: Any, processor: DeltaVLMProcessor, history: Sequence[Turn]) 
     return text
 
 
-def _evidence(session: ChangeSession) -> dict[str, Any]:
-    """Where the model looked for the last question, and how far the dates differ: layers."""
-    attention, change = (maps[0].float().cpu().numpy() for maps in session.explain().to_tuple())
-    return {
-        "attention": [_heat(date, attention.max()) for date in attention],
-        "change": _heat(change, change.max()),
-    }
-
-
 def _heat(heat: np.ndarray, top: float) -> str:
     small = Image.fromarray(heat).resize((HEAT_SIDE, HEAT_SIDE), Image.Resampling.BOX)
     return embed(heat_layer(np.asarray(small), top))
@@ -442,7 +482,10 @@ class _Stop(StoppingCriteria):
 
 
 def stream_answer(
-    session: ChangeSession, question: str, stop: threading.Event | None = None
+    session: ChangeSession,
+    question: str,
+    stop: threading.Event | None = None,
+    turns: Turns | None = None,
 ) -> Generator[str, None, None]:
     """
     The pieces of an answer as they come. Generation stops when nobody listens any more.
@@ -451,6 +494,7 @@ def stream_answer(
         session ([`ChangeSession`]): the conversation, which the turn is added to.
         question (`str`): the question.
         stop (`threading.Event`, *optional*): once set, the answer ends.
+        turns ([`Turns`], *optional*): with whom the model is shared.
     """
     pieces: queue.Queue[str | BaseException | None] = queue.Queue()
     stop = stop or threading.Event()
@@ -458,7 +502,8 @@ def stream_answer(
     def work() -> None:
         try:
             criteria = StoppingCriteriaList([_Stop(stop)])
-            session.ask(question, stream=pieces.put, stopping_criteria=criteria, max_time=MAX_SECONDS)
+            with turns or Turns():
+                session.ask(question, stream=pieces.put, stopping_criteria=criteria, max_time=MAX_SECONDS)
         except Exception as error:  # to be raised where the visitor sees it
             pieces.put(error)
         finally:

@@ -46,11 +46,15 @@ def add(subparsers) -> None:
         metavar="HOST",
         help="fetch images from these hosts (host or host:port); without it only images in the request are read",
     )
+    add_argument("--page", action="store_true", help="a page for people too, at /page, as of `demo --web`")
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..inference.loading import NOTES
     from ..serving import Settings, listen, serve
 
+    if args.page:  # what it lacks is said before a model is loaded
+        from ..app.page import mount  # noqa: F401
     key = args.api_key if args.api_key is not None else os.environ.get(KEY) or None
     if key is not None and (not key.isascii() or not key.strip()):
         raise ValueError("--api-key: expected a key of ASCII characters")
@@ -60,8 +64,11 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load(args.model, args.device)
     names = ("batch_size", "max_waiting", "max_tokens", "keep_minutes", "keep_pairs", "wait_ms", "allow_urls")
     name = args.name or (Path(args.model).resolve().name if os.path.isdir(args.model) else args.model)
-    settings = Settings(name, **{name: getattr(args, name) for name in names}, api_key=key)
+    options = {name: getattr(args, name) for name in names}
+    settings = Settings(name, **options, api_key=key, page=args.page, note=NOTES.get(args.model))
     host, port = listening.getsockname()[:2]
-    print(f"deltavlm: {settings.name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", file=sys.stderr)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    page = f", a page at {address}/page/" if args.page else ""
+    print(f"deltavlm: {settings.name} at {address}/v1{page}", file=sys.stderr)
     serve(model, processor, settings, listening)
     return 0

@@ -4,6 +4,7 @@ from ..extras import missing
 
 try:
     import fastapi  # noqa: F401
+    import prometheus_client  # noqa: F401
     import uvicorn  # noqa: F401
 except ImportError as error:
     raise missing("Serving needs more packages", "serve") from error

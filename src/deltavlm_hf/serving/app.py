@@ -15,21 +15,23 @@ import anyio
 import anyio.to_thread
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware import Middleware
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from .. import __version__
 from ..inference.asking import check_options
+from ..inference.turns import Turns
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from ..processing.conversation import Turn
 from .batcher import Batcher
-from .errors import ApiError, add_handlers, as_api_error
-from .gate import Gate
+from .errors import ApiError, add_handlers, as_api_error, described
+from .gate import PAGE, Gate
 from .images import DATES, Fetcher, read_data_url, read_pixels
 from .messages import ChatRequest, Replies, read_messages
-from .metrics import Gauge, Metrics
+from .metrics import Metrics
 from .pairs import Pair, Pairs
 from .rows import Event, Row
 
@@ -52,6 +54,8 @@ class Settings:
         keep_pairs (`int`): pairs that are known at most.
         allow_urls (`Sequence[str]`): hosts that images are fetched from.
         api_key (`str`, *optional*): what clients have to show.
+        page (`bool`): whether there is a page for people too. One per process.
+        note (`str`, *optional*): what the page says of the model's answers.
     """
 
     name: str
@@ -63,6 +67,8 @@ class Settings:
     keep_pairs: int = 256
     allow_urls: Sequence[str] = ()
     api_key: str | None = None
+    page: bool = False
+    note: str | None = None
 
 
 def make_app(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, settings: Settings) -> FastAPI:
@@ -76,9 +82,11 @@ def make_app(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcess
 
     Raises:
         ValueError: if the model's own way to generate does not give one answer to each question.
+        ImportError: for a page, if the packages for it are not installed.
     """
     metrics = Metrics()
-    service = Service(model, processor, settings, metrics)
+    turns = Turns()
+    service = Service(model, processor, settings, metrics, turns)
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
@@ -95,22 +103,27 @@ def make_app(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcess
         description="What changed between two images of one place, asked in OpenAI's form.",
         lifespan=running,
         redoc_url=None,
-        middleware=[Middleware(Gate, metrics=metrics, api_key=settings.api_key)],
+        middleware=[Middleware(Gate, metrics=metrics, api_key=settings.api_key, page=settings.page)],
     )
     add_handlers(app)
-    key = [Depends(HTTPBearer(auto_error=False))] if settings.api_key else []  # for the page; `Gate` checks
+    key = [Depends(HTTPBearer(auto_error=False))] if settings.api_key else []  # for `/docs`; `Gate` checks
+    keyless = [401] if settings.api_key else []
 
-    @app.post("/v1/chat/completions", dependencies=key)
+    @app.post(
+        "/v1/chat/completions",
+        dependencies=key,
+        responses=described(400, *keyless, 404, 408, 411, 413, 429, 500),
+    )
     async def complete(asked: ChatRequest) -> Response:
         """One answer or more to a question about two images."""
         return await service.complete(asked)
 
-    @app.get("/v1/models", dependencies=key)
+    @app.get("/v1/models", dependencies=key, responses=described(*keyless))
     async def models() -> dict[str, Any]:
         """The model."""
         return {"object": "list", "data": [service.model_card]}
 
-    @app.get("/v1/models/{name:path}", dependencies=key)
+    @app.get("/v1/models/{name:path}", dependencies=key, responses=described(*keyless, 404))
     async def one_model(name: str) -> dict[str, Any]:
         """The model, by its name."""
         service.check_name(name)
@@ -121,11 +134,23 @@ def make_app(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcess
         """Whether the server takes requests."""
         return {"status": "ok"}
 
-    @app.get("/metrics", dependencies=key, response_class=PlainTextResponse)
+    @app.get("/metrics", dependencies=key, responses=described(*keyless), response_class=PlainTextResponse)
     async def read_metrics() -> Response:
         """What is counted, for Prometheus."""
-        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        if settings.page:
+            return RedirectResponse(f".{PAGE}/")
+        return JSONResponse({"message": "This is an API in OpenAI's form, at /v1. See /docs; --page adds a page."})
+
+    app.state.close_pages = lambda: None
+    if settings.page:
+        from ..app.page import build, mount
+
+        page = build(model, copy.deepcopy(processor), note=settings.note, turns=turns)
+        app.state.close_pages = mount(app, page, PAGE)
     return app
 
 
@@ -138,6 +163,7 @@ class Service:
         processor: DeltaVLMProcessor,
         settings: Settings,
         metrics: Metrics,
+        turns: Turns,
     ):
         check_options(model, {})
         self.settings = settings
@@ -146,7 +172,7 @@ class Service:
         # Tokenizers are not for several threads at once: the model's thread has one, requests have another.
         self.processor = copy.deepcopy(processor)
         self.batcher = Batcher(
-            model, processor, metrics, settings.batch_size, settings.wait_ms / 1000, settings.max_waiting
+            model, processor, metrics, settings.batch_size, settings.wait_ms / 1000, settings.max_waiting, turns
         )
         self.pairs = Pairs(settings.keep_pairs, settings.keep_minutes * 60)
         self.fetcher = Fetcher(settings.allow_urls)
@@ -157,10 +183,8 @@ class Service:
             "created": int(time.time()),
             "owned_by": "deltavlm-hf",
         }
-        metrics.gauges += [
-            Gauge("waiting", "Answers that wait for their batch.", lambda: len(self.batcher)),
-            Gauge("pairs_kept", "Pairs that are known.", lambda: len(self.pairs)),
-        ]
+        metrics.watch("waiting", "Answers that wait for their batch.", lambda: len(self.batcher))
+        metrics.watch("pairs_kept", "Pairs that are known.", lambda: len(self.pairs))
 
     def check_name(self, name: str) -> None:
         if name != self.settings.name:
@@ -204,8 +228,8 @@ class Service:
         def end() -> None:
             self.batcher.drop(rows)
             if all(row.finish_reason for row in rows):
-                self.metrics.seconds.add(time.monotonic() - start)
-            self.metrics.tokens.add(sum(len(row.ids) for row in rows))
+                self.metrics.seconds.observe(time.monotonic() - start)
+            self.metrics.tokens.inc(sum(len(row.ids) for row in rows))
 
         if asked.stream:
             return _Stream(_lines(replies, events, asked), end)
@@ -261,7 +285,7 @@ class Service:
                 param="pair_id",
                 code="pair_not_found",
             )
-        self.metrics.reused.add()
+        self.metrics.reused.inc()
         return pair
 
     async def _read(self, urls: Sequence[str]) -> Pair:
@@ -275,7 +299,7 @@ class Service:
         id = await self._in_thread(self.pairs.name, files)
         pair = self.pairs.get(id)
         if pair is not None:
-            self.metrics.reused.add()
+            self.metrics.reused.inc()
             return pair
         return self.pairs.keep(id, await self._in_thread(read_pixels, self.processor.image_processor, files))
 

@@ -8,6 +8,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..inference.asking import encode_pixels, generate_ids
+from ..inference.turns import Turns
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
 from .errors import ApiError
@@ -28,6 +29,7 @@ class Batcher:
         batch_size (`int`): rows answered at once.
         wait (`float`): seconds that rows wait for others, before each batch.
         most_waiting (`int`): rows that may wait.
+        turns ([`Turns`]): with whom else the model is shared.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Batcher:
         batch_size: int,
         wait: float,
         most_waiting: int,
+        turns: Turns,
     ):
         self.model = model
         self.processor = processor
@@ -45,6 +48,7 @@ class Batcher:
         self.batch_size = batch_size
         self.wait = wait
         self.most_waiting = most_waiting
+        self.turns = turns
         config = model.generation_config
         ends = config.eos_token_id
         self._ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
@@ -95,8 +99,9 @@ class Batcher:
 
     def _run(self) -> None:
         while rows := self._next():
-            self.metrics.batch.add(len(rows))
-            self._answer(rows)
+            self.metrics.batch.observe(len(rows))
+            with self.turns:
+                self._answer(rows)
 
     def _next(self) -> list[Row]:
         """The rows of the next batch; none when all is done."""
@@ -169,7 +174,7 @@ class Batcher:
         for pair, each in zip(pairs, features, strict=True):
             # Not a view of all, which would stay as long as one of them does.
             pair.features, pair.pixels = each.clone(), None
-        self.metrics.encoded.add(len(pairs))
+        self.metrics.encoded.inc(len(pairs))
 
 
 def _features(pair: Pair) -> torch.Tensor:

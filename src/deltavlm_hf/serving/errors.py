@@ -1,19 +1,51 @@
 """What a client is told when there is no answer: OpenAI's form, plain words, nothing of this machine."""
 
 import logging
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 logger = logging.getLogger(__name__)
 
+# What can be told, for the API's description. No error has status 422, which FastAPI would describe by itself.
+_REASONS = {
+    400: "The request is not of this form; `param` says where.",
+    401: "The key is missing or wrong.",
+    404: "There is no such model, or no such pair, or no longer.",
+    408: "The request did not come in time.",
+    411: "The request does not say how long it is.",
+    413: "The request or one of its images is too large.",
+    429: "Much is waiting already; try again after the seconds in `Retry-After`.",
+    500: "A fault of the server, which its log has.",
+}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _WORDS = {
     404: "There is nothing here; see /docs for what there is.",
     405: "This address does not take this method; see /docs.",
 }
+
+
+class _Error(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """What is said where there is no answer."""
+
+    error: _Error
+
+
+def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Errors of an address, as FastAPI takes them for its description."""
+    reasons = {"default": "Any other error."} | {status: _REASONS[status] for status in statuses}
+    return {status: {"model": ErrorBody, "description": reason} for status, reason in reasons.items()}
 
 
 class ApiError(Exception):
@@ -26,6 +58,7 @@ class ApiError(Exception):
         param (`str`, *optional*): the part of the request that is at fault.
         code (`str`, *optional*): a word for programs.
         retry_after (`int`, *optional*): seconds after which to try again.
+        challenge (`str`, *optional*, defaults to `"Bearer"`): with status 401, how a key is asked for.
     """
 
     def __init__(
@@ -35,6 +68,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        challenge: str = "Bearer",
     ):
         super().__init__(message)
         self.message = message
@@ -42,6 +76,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry_after = retry_after
+        self.challenge = challenge
 
     def body(self) -> dict[str, dict[str, str | None]]:
         kind = "server_error" if self.status >= 500 else _TYPES.get(self.status, "invalid_request_error")
@@ -50,7 +85,7 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
+            headers["WWW-Authenticate"] = self.challenge
         return JSONResponse(self.body(), self.status, headers)
 
 

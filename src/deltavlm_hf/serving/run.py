@@ -1,6 +1,8 @@
 """A server for the API: one process, one address."""
 
+import signal
 import socket
+import sys
 
 import uvicorn
 
@@ -27,6 +29,12 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(f"--host {host} --port {port}: {error.strerror or error}") from error
 
 
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.close_pages()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
+
+
 def serve(
     model: DeltaVLMForConditionalGeneration,
     processor: DeltaVLMProcessor,
@@ -40,6 +48,8 @@ def serve(
         model, processor, settings: see [`make_app`].
         listening (`socket.socket`): from [`listen`].
     """
+    if settings.page:  # it ends by itself, so that the visitors' files are cleared
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     config = uvicorn.Config(
         make_app(model, processor, settings),
         log_level="warning",
@@ -47,4 +57,4 @@ def serve(
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         server_header=False,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    _Server(config).run(sockets=[listening])
