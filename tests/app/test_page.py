@@ -574,7 +574,7 @@ class TestOneQueue:
         assert work.most == 1
 
     def test_the_program_way_waits_as_well(self, served, work, pair):
-        client = Client(served.local_url, verbose=False)
+        client = Client(served.local_url, httpx_kwargs={"timeout": SECONDS}, verbose=False)
         ask = [*map(handle_file, map(str, pair)), TASKS["Any change?"]]
         jobs = [client.submit(*ask, api_name="/ask") for _ in range(5)]
         assert {job.result() for job in jobs} <= {"yes", "no"}

@@ -75,7 +75,8 @@ class TestOneProcess:
         assert completion.choices[0].message.content == expected[0][QUESTIONS.index(BINARY)]
 
     def test_the_page_by_program(self, address, files, expected, tmp_path):
-        client = Client(f"{address}/page/", headers={"Authorization": f"Bearer {KEY}"}, verbose=False)
+        headers = {"Authorization": f"Bearer {KEY}"}
+        client = Client(f"{address}/page/", headers=headers, httpx_kwargs={"timeout": SECONDS}, verbose=False)
         images = []
         for date, file in zip(("before", "after"), files[0], strict=True):
             (tmp_path / f"{date}.png").write_bytes(file)
