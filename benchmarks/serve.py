@@ -236,7 +236,7 @@ def main() -> None:
     setting = {
         "command": " ".join(["python", *sys.argv]),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, OMP_NUM_THREADS "
-        f"{os.environ.get('OMP_NUM_THREADS', 'unset')}, beside other work",
+        f"{os.environ.get('OMP_NUM_THREADS', 'unset')}",
         "versions": f"python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
         "asked": f"{args.model}, {len(QUESTIONS)} questions about {args.pairs} pairs of {args.side} pixels a side",
