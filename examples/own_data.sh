@@ -4,7 +4,7 @@
 #     examples/own_data.sh PAIRS OUT
 #
 # PAIRS holds images of both dates and their masks, in one of the layouts that README.md names ("From your own pairs to a
-# published model"); nothing is written there. Run it again and training and evaluation go on where they were.
+# published model"); nothing is written there. Stopped in training or evaluation, the same command goes on.
 set -euo pipefail
 
 pairs=${1:?the folder of pairs is missing: examples/own_data.sh PAIRS OUT}

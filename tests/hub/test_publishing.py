@@ -512,8 +512,10 @@ class TestCard:
         text = Publication(folder, REPO).card.text
         assert "| training.learning_rate | `0.0001` |" in text and "| model | `someone/base` |" in text
         assert "LEVIR-CC imagery: academic use only" in text and "CC-BY-4.0" in text
-        (folder / "training_run.json").write_text(json.dumps({**settings, "data": {"source": "/home/me/mine"}}))
+        settings["data"] = {"source": "/home/me/mine", "limit": 9, "pairs": 1000}
+        (folder / "training_run.json").write_text(json.dumps(settings))
         others = Publication(folder, REPO).card.text
+        assert "| data.limit | `9` |" in others and "data.pairs" not in others
         assert "LEVIR-CC imagery" not in others and "licences of the images and annotations" in others
         assert "/home/me" not in text + others and str(tmp_path) not in text
 

@@ -29,6 +29,7 @@ PARTS = {
 }
 DATA_LICENCE = "LEVIR-CC imagery: academic use only; ChangeChat-105k annotations: CC-BY-4.0"
 OTHER_DATA = "The licences of the images and annotations that it learnt from are not recorded here"
+SCENES = ("pairs", "validation_pairs", "seed")  # settings of generated ones, which other data do not have
 TASK = "image-text-to-text"
 # Of report.json: task, way to the figure, the metric's name on the Hub, what it is called here.
 FIGURES = (
@@ -289,14 +290,15 @@ def _figures(report: Mapping[str, Any] | None, results: Sequence[EvalResult], ch
 def _training(settings: Mapping[str, Any] | None) -> str:
     if settings is None:
         return "## Training\n\nNothing is recorded here."
+    source = (settings.get("data") or {}).get("source")
     rows = []
     for section, values in settings.items():
         fields = values.items() if isinstance(values, dict) else (("", values),)
         for name, value in fields:
             local = name == "output_dir" or (isinstance(value, str) and os.path.isabs(value))
-            if value is not None and not local:
+            unused = source and section == "data" and name in SCENES
+            if value is not None and not local and not unused:
                 rows.append(f"| {_text('.'.join(filter(None, (section, name))))} | {_as_code(value)} |")
-    source = (settings.get("data") or {}).get("source")
     known = DATA_LICENCE if "changechat" in str(source).lower() else OTHER_DATA
     licence = f"\n\n{known}." if source else ""
     return "\n".join(["## Training", "", "| setting | value |", "|---|---|", *rows]) + licence
