@@ -19,6 +19,7 @@ def add(subparsers) -> None:
     command.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="FIELD=VALUE",
         help="in place of what the file says, such as data.source=annotations training.max_steps=100",
