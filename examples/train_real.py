@@ -69,6 +69,7 @@ MASK_CLASSES = ["road", "building"]
 SCENE_SIZE = 96  # of generated pairs, which are enlarged to SIZE
 THRESHOLDS = Thresholds.for_size(SIZE)
 MOST = 40  # buildings that have a word
+NOWHERE = np.zeros(9, int)  # how many roads have their centre in each cell does not matter
 SCENE_SEEDS = 3_000_000  # where those of training begin
 # Share of each source in a batch.
 SOURCES = {"train_tiles_1m": 0.65, "train_cells": 0.12, "train_cells_jittered": 0.05, "scenes": 0.18}
@@ -216,14 +217,14 @@ class Texts(Drawn):
         building_cells = (by_cell > 0) | (rng.random(9) < 0.15) & (buildings > 0)
         road_cells = (rng.random(9) < 0.4) & (roads > 0)
         removed = bool(rng.random() < SWAPPED) and roads + buildings > 0
-        return {"facts": Facts(roads, buildings, road_cells, building_cells, by_cell, removed)}
+        return {"facts": Facts((roads, buildings), (road_cells, building_cells), (NOWHERE, by_cell), removed=removed)}
 
 
 def describe_in_tokens(facts: Facts) -> list[str]:
     """The description of a change in 32 words, each a token: the Q-Former's first lesson."""
     truths = (*facts.road_cells, *facts.building_cells)
     cells = [word if truth else "no" for word, truth in zip(CELL_WORDS, truths, strict=True)]
-    numbers = [facts.roads, facts.buildings, *facts.buildings_by_cell, facts.buildings]
+    numbers = [facts.roads, facts.buildings, *facts.counts_by_cell[1], facts.buildings]
     kind = "removed" if facts.removed else "new" if facts.changed else "no"
     return ["yes" if facts.changed else "no", *cells, *(str(min(int(number), MOST)) for number in numbers), kind]
 
@@ -529,7 +530,8 @@ def listen(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor
             found.append(None)
             continue
         roads = max(numbers[0], int(changed)) if not numbers[1] else numbers[0]  # "yes" stands, though none is counted
-        found.append(Facts(roads if changed else 0, numbers[1] if changed else 0, *places, NOTHING.buildings_by_cell))
+        counts = (roads, numbers[1]) if changed else (0, 0)
+        found.append(Facts(counts, places, NOTHING.counts_by_cell))
     return found
 
 

@@ -53,6 +53,7 @@ from deltavlm_hf.evaluation import ModelAnswerer, evaluate_predictions, predict
 
 SIZE, PATCH, QUERIES, WIDTH = 96, 8, 32, 128
 GRID = SIZE // PATCH
+NOWHERE = np.zeros(9, int)  # how many roads have their centre in each cell does not matter
 THRESHOLDS = Thresholds.for_size(SIZE)
 POSITIONS, LONGEST_ANSWER = 1024, 160  # tokens that the language model can read, and those kept for an answer
 TRAIN_SEEDS, VALIDATION_SEEDS, TEST_SEEDS = 1_000_000, 2_000_000, 5_000_000  # where each range begins
@@ -112,7 +113,7 @@ class Texts(Dataset):
         by_cell = np.bincount(rng.integers(0, 9, buildings), minlength=9)
         building_cells = (by_cell > 0) | (rng.random(9) < 0.15) & (buildings > 0)
         road_cells = (rng.random(9) < 0.4) & (roads > 0)
-        return {"facts": Facts(int(roads), int(buildings), road_cells, building_cells, by_cell)}
+        return {"facts": Facts((int(roads), int(buildings)), (road_cells, building_cells), (NOWHERE, by_cell))}
 
 
 def _generate(seed: int) -> tuple[np.ndarray, np.ndarray, Facts]:
@@ -132,16 +133,16 @@ def dihedral(array: np.ndarray, turn: int, axes: tuple[int, int]) -> np.ndarray:
 
 
 def turn_facts(facts: Facts, turn: int) -> Facts:
-    cells = np.stack([facts.road_cells, facts.building_cells, facts.buildings_by_cell], -1).reshape(3, 3, 3)
+    cells = np.stack([facts.road_cells, facts.building_cells, facts.counts_by_cell[1]], -1).reshape(3, 3, 3)
     roads, buildings, by_cell = dihedral(cells, turn, axes=(0, 1)).reshape(9, 3).T
-    return Facts(facts.roads, facts.buildings, roads.astype(bool), buildings.astype(bool), by_cell)
+    return Facts(facts.counts, (roads.astype(bool), buildings.astype(bool)), (NOWHERE, by_cell))
 
 
 def describe_in_tokens(facts: Facts) -> list[str]:
     """The description of a change in 32 words, each a token: the Q-Former's first lesson."""
     truths = (*facts.road_cells, *facts.building_cells)
     cells = [word if truth else "no" for word, truth in zip(CELL_WORDS, truths, strict=True)]
-    numbers = [facts.roads, facts.buildings, *facts.buildings_by_cell, facts.roads, facts.buildings]
+    numbers = [facts.roads, facts.buildings, *facts.counts_by_cell[1], facts.roads, facts.buildings]
     return ["yes" if facts.changed else "no", *cells, *map(str, numbers)]
 
 

@@ -9,7 +9,7 @@ from deltavlm_hf.data.changechat import find_annotations
 from deltavlm_hf.data.questions import INSTRUCTIONS, PARAPHRASES, make_turns
 from deltavlm_hf.data.rules import LEVIR, read_facts
 from deltavlm_hf.data.writing import WRITTEN_TASKS
-from deltavlm_hf.evaluation.baselines import NO_CHANGE_ANSWERS
+from deltavlm_hf.evaluation.baselines import no_change_answers
 from deltavlm_hf.evaluation.callback import FIGURES
 from deltavlm_hf.evaluation.published import PUBLISHED
 from deltavlm_hf.evaluation.score import SCORERS
@@ -24,7 +24,7 @@ TABLES = {
     "SCORERS in evaluation/score.py": {*SCORERS},
     "FIGURES in evaluation/callback.py": {*FIGURES},
     "FIGURES in hub/card.py": {task for task, *_ in card.FIGURES},
-    "NO_CHANGE_ANSWERS in evaluation/baselines.py": {*NO_CHANGE_ANSWERS} | {"dialogue"},
+    "no_change_answers in evaluation/baselines.py": {*no_change_answers()} | {"dialogue"},
     "PUBLISHED in evaluation/published.py": {task for tasks in PUBLISHED.values() for task in tasks},
 }
 

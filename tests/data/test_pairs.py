@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from pyarrow import parquet
 
-from deltavlm_hf.data.asked import MEANINGS, meaning_of, questions_of
+from deltavlm_hf.data.asked import meaning_of, meanings, questions_of
 from deltavlm_hf.data.pairs import find_pair_table
 from deltavlm_hf.data.questions import INSTRUCTIONS
 from deltavlm_hf.inference.results import COLUMNS
@@ -163,10 +163,10 @@ def test_names_of_tasks():
 def test_what_answers_mean():
     def said(task, answer):
         found = meaning_of(INSTRUCTIONS.get(task, task), answer)
-        assert tuple(found) == MEANINGS
+        assert tuple(found) == meanings()
         return {name: value for name, value in found.items() if value is not None}
 
-    assert set(MEANINGS) < set(COLUMNS.names)
+    assert set(meanings()) < set(COLUMNS.names)
     assert said("binary", "Yes.") == {"changed": True} and said("binary", "no") == {"changed": False}
     assert said("count", "no new roads, 2 new buildings") == {"roads": 0, "buildings": 2}
     assert said("grid", "roads: [] buildings: [top-left, center-center]") == {

@@ -31,11 +31,9 @@ CELL_FLAGS = st.lists(st.booleans(), min_size=9, max_size=9).map(np.array)
 @st.composite
 def facts(draw) -> Facts:
     return Facts(
-        roads=draw(st.integers(0, 2)),
-        buildings=draw(st.integers(0, 6)),
-        road_cells=draw(CELL_FLAGS),
-        building_cells=draw(CELL_FLAGS),
-        buildings_by_cell=np.zeros(9, int),
+        counts=(draw(st.integers(0, 2)), draw(st.integers(0, 6))),
+        cells=(draw(CELL_FLAGS), draw(CELL_FLAGS)),
+        counts_by_cell=(np.zeros(9, int),) * 2,
     )
 
 

@@ -95,7 +95,7 @@ def test_facts_against_brute_force(mask, thresholds):
         for row, column in set().union(*parts):
             pixels[cell_of(row, mask.shape[0]) * 3 + cell_of(column, mask.shape[1])] += 1
         assert cells.tolist() == (pixels >= thresholds.min_cell_area).tolist()
-    assert found.buildings_by_cell.sum() == found.buildings
+    assert [by_cell.sum() for by_cell in found.counts_by_cell] == [*found.counts]
 
 
 @given(MASKS, LIMITS)

@@ -89,5 +89,5 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 def test_overlay():
     mask = np.array([[0, 128], [255, 0]], np.uint8)
     seen = np.asarray(overlay(Image.new("RGB", (2, 2), (100, 100, 100)), Image.fromarray(mask)))
-    road, building = (np.add(COLOURS[kind][1], 100) // 2 for kind in ("road", "building"))
+    road, building = (np.add(COLOURS[kind], 100) // 2 for kind in ("road", "building"))
     assert seen.tolist() == [[[100] * 3, road.tolist()], [building.tolist(), [100] * 3]]

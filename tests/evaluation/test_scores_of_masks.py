@@ -118,7 +118,7 @@ def test_agreement_is_of_words_and_masks_not_of_either_and_truth(texts, perfect)
     assert found["grid"] == found["count"] and found["binary"] == {"samples": 8, "all": 1}
     facts = perfect.facts[0]
     number = {row["task"]: index for index, row in enumerate(texts.select(range(6)))}
-    other = type(facts)(**{**vars(facts), "buildings": facts.buildings + 1, "road_cells": ~facts.road_cells})
+    other = replace(facts, counts=(facts.roads, facts.buildings + 1), cells=(~facts.road_cells, facts.building_cells))
     words[number["count"]] = {"answers": [format_count(other)]}
     words[number["grid"]] = {"answers": [format_grid(other)]}
     words[number["binary"]] = {"error": "out of memory"}

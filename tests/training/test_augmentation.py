@@ -1,5 +1,7 @@
 """Turns and flips of pairs against the scene's own truth: what is said of the turned pair must hold there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,9 +30,9 @@ def test_turned_answers_are_those_of_the_turned_mask(turn):
 
 @given(CELL_FLAGS, CELL_FLAGS, st.integers(0, 7))
 def test_turned_lists_stay_lists_in_order(roads, buildings, turn):
-    facts = Facts(1, 1, roads, buildings, np.zeros(9, int))
+    facts = Facts((1, 1), (roads, buildings), (np.zeros(9, int),) * 2)
     found = parse_grid(turn_text(format_grid(facts), turn))
-    assert format_grid(Facts(1, 1, *found, np.zeros(9, int))) == turn_text(format_grid(facts), turn)
+    assert format_grid(replace(facts, cells=found)) == turn_text(format_grid(facts), turn)
     assert [part.sum() for part in found] == [roads.sum(), buildings.sum()]
 
 

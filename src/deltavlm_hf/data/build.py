@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from ..processing.reading import READING_ERRORS, image_size
-from .changechat import ENDINGS, dated_images, find_mask, images_in, mask_folder
+from .changechat import ENDINGS, AnnotationFile, dated_images, find_mask, images_in, mask_folder
+from .classes import FILE, ROADS_AND_BUILDINGS, Classes, classes_in, write_classes
 from .pairs import read_table
 from .questions import TASKS, make_turns, says_change
 from .records import Record, RecordError, check_path, write_records
@@ -326,9 +327,16 @@ def places_on_both_sides(splits: Mapping[str, Sequence[Pair]], places: Mapping[s
     ]
 
 
-def facts_of(pair: Pair, thresholds: Thresholds = LEVIR, binary_masks: bool = False) -> Facts | None:
+def facts_of(
+    pair: Pair,
+    thresholds: Thresholds = LEVIR,
+    binary_masks: bool = False,
+    classes: Classes = ROADS_AND_BUILDINGS,
+) -> Facts | None:
     """The facts in a pair's mask, where it has one."""
-    return None if pair.mask is None else read_facts(load_mask(pair.mask, binary_masks), thresholds)
+    if pair.mask is None:
+        return None
+    return read_facts(load_mask(pair.mask, binary_masks, classes), thresholds, classes)
 
 
 def pair_changed(pair: Pair, facts: Facts | None) -> bool:
@@ -427,6 +435,7 @@ def build_splits(splits: Mapping[str, Sequence[Pair]], output: str | Path, **kwa
         output (`str` or `Path`): the folder to write to.
         kwargs: for [`build_dataset`].
     """
+    refuse_other_classes(output, kwargs.get("classes", ROADS_AND_BUILDINGS))
     if not kwargs.get("overwrite"):
         named = {"name": kwargs.get("name", NAME), "tasks": kwargs.get("tasks", RULE_TASKS)}
         _refuse_existing(path for split in splits for path in _paths(output, split=split, **named).values())
@@ -445,6 +454,18 @@ def _refuse_existing(paths: Iterable[Path]) -> None:
         raise FileExistsError(f"{', '.join(there)} exists; choose another name or folder, or overwrite it.")
 
 
+def refuse_other_classes(output: str | Path, classes: Classes) -> None:
+    """Annotations in one folder have the same classes, or those that were there first would be read wrongly."""
+    folder = Path(output)
+    there = [path.name for path in folder.glob("*.json") if AnnotationFile.from_path(path)]
+    if there and (known := classes_in(folder)) != classes:
+        raise FileExistsError(
+            f"{folder} has annotations ({', '.join(sorted(there)[:3])}) of other classes: {', '.join(known.names)}, "
+            f"and not {', '.join(classes.names)} as given, with the same values and colours ({FILE} is of all "
+            "annotations in a folder). Choose another folder, or remove what is there."
+        )
+
+
 def build_dataset(
     pairs: Sequence[Pair],
     output: str | Path,
@@ -454,6 +475,7 @@ def build_dataset(
     tasks: Sequence[str] = RULE_TASKS,
     thresholds: Thresholds = LEVIR,
     binary_masks: bool = False,
+    classes: Classes = ROADS_AND_BUILDINGS,
     seed: int = 0,
     paraphrase: float = 0.0,
     overwrite: bool = False,
@@ -470,6 +492,8 @@ def build_dataset(
         tasks (`Sequence[str]`, *optional*): some of `caption`, `binary`, `count`, `grid`, `dialogue`.
         thresholds ([`Thresholds`], *optional*): what is too small to count.
         binary_masks (`bool`, *optional*, defaults to `False`): masks have one class, taken for buildings.
+        classes ([`Classes`], *optional*): what masks mark, by default roads and buildings. Others are written beside
+            the annotations, as `classes.yaml`, from where all that reads them takes names and colours.
         seed (`int`, *optional*, defaults to 0): chooses paraphrases.
         paraphrase (`float`, *optional*, defaults to 0): how often an instruction is put in other words, 0 to 1.
         overwrite (`bool`, *optional*, defaults to `False`): replace files that are there.
@@ -478,7 +502,7 @@ def build_dataset(
         [`Summary`].
 
     Raises:
-        FileExistsError: if a file is there and `overwrite` is not set.
+        FileExistsError: if a file is there and `overwrite` is not set, or if there are annotations of other classes.
         ValueError: for an unknown split or task, a number out of range, a mask that cannot be read, or if no record
             can be made.
     """
@@ -498,11 +522,12 @@ def build_dataset(
     paths = _paths(output, name, split, tasks)
     if not overwrite:
         _refuse_existing(paths.values())
+    refuse_other_classes(output, classes)
 
     summary = Summary(pairs=len(pairs))
     records: dict[Path, list[Record]] = {path: [] for path in paths.values()}
     for pair in pairs:
-        facts = facts_of(pair, thresholds, binary_masks)
+        facts = facts_of(pair, thresholds, binary_masks, classes)
         changed = pair_changed(pair, facts)
         summary.changed += changed
         summary.without_mask += facts is None
@@ -515,6 +540,7 @@ def build_dataset(
     summary.unchanged = summary.pairs - summary.changed
     if not summary.records:
         raise ValueError(f"There is nothing to make records of {', '.join(tasks)} from: {_NEEDS}")
+    write_classes(output, classes)
     for path, content in records.items():
         if content:
             write_records(path, content)

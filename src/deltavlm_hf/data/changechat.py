@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
 
+from .classes import FILE, Classes, classes_in
 from .questions import TASKS, check_tasks
 from .records import Record, read_records
 from .rows import features, load, to_row, unroll
@@ -62,15 +63,8 @@ def find_annotations(source: str | Path, revision: str | None = None) -> list[An
     Raises:
         FileNotFoundError: if there are none; the message says what the names must be.
     """
-    folder = Path(source).expanduser()
-    if folder.is_file():
-        paths = [folder]
-    else:
-        if not folder.is_dir():
-            folder = _download(str(source), revision)
-        if (folder / "annotations").is_dir():
-            folder = folder / "annotations"
-        paths = sorted(folder.glob("*.json"))
+    folder = _annotation_folder(source, revision)
+    paths = [Path(source).expanduser()] if Path(source).expanduser().is_file() else sorted(folder.glob("*.json"))
     files = [file for file in map(AnnotationFile.from_path, paths) if file]
     if not files:
         raise FileNotFoundError(
@@ -80,9 +74,32 @@ def find_annotations(source: str | Path, revision: str | None = None) -> list[An
     return sorted(files, key=lambda file: (SPLITS.index(file.split), file.task or "", file.path))
 
 
+def find_classes(source: str | Path, revision: str | None = None) -> Classes:
+    """
+    The classes of a data set: those of `classes.yaml` beside its annotations, else roads and buildings.
+
+    Args:
+        source (`str` or `Path`), revision (`str`, *optional*): see [`find_annotations`].
+
+    Raises:
+        ValueError: if the file is of another form; the message names it.
+    """
+    return classes_in(_annotation_folder(source, revision))
+
+
+def _annotation_folder(source: str | Path, revision: str | None) -> Path:
+    folder = Path(source).expanduser()
+    if folder.is_file():
+        return folder.parent
+    if not folder.is_dir():
+        folder = _download(str(source), revision)
+    return folder / "annotations" if (folder / "annotations").is_dir() else folder
+
+
 def _download(repository: str, revision: str | None) -> Path:
+    files = ["*.json", f"**/{FILE}", FILE]
     try:
-        folder = snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns="*.json")
+        folder = snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=files)
     except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
         raise FileNotFoundError(
             f"{repository} is neither a folder here nor a data set that can be fetched from the Hub: "

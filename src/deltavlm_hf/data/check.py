@@ -10,7 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ..processing.reading import READING_ERRORS, read_image
-from .changechat import AnnotationFile, find_annotations, find_images, find_mask
+from .changechat import AnnotationFile, find_annotations, find_classes, find_images, find_mask
+from .classes import Classes
 from .questions import TASKS, parse_count, parse_grid, parse_yes_no, question_task, says_change
 from .records import Record, RecordError, read_items
 from .rules import load_mask, marks_change
@@ -80,6 +81,7 @@ class Report:
         unmarked (`list[str]`): of these, the pairs that changed while their mask marks nothing. That need not be
             wrong, for captions speak of trees and lakes too, and masks do not.
         notes (`list[str]`): what one should know, though nothing is wrong.
+        classes (`list[str]`): what answers and masks are about.
     """
 
     source: str
@@ -92,6 +94,7 @@ class Report:
     masks: int = 0
     unmarked: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the attributes, and the number of problems by kind."""
@@ -148,16 +151,19 @@ def check_data(
 
     Raises:
         FileNotFoundError: if there are no annotations or no folder of images.
+        ValueError: if the data set's `classes.yaml` is of another form.
     """
     files = find_annotations(source, revision)
+    classes = find_classes(source, revision)
     folder = find_images(source, images) if look_at_images else None
     report = Report(str(source), None if folder is None else str(folder), [file.path.name for file in files])
+    report.classes = [*classes.names]
     report.published = any(name.startswith(OFFICIAL) for name in report.files)
 
     pairs: dict[str, dict[tuple[str, str], _Pair]] = {file.split: {} for file in files}
     records: dict[str, Counter[str]] = {file.split: Counter() for file in files}
     for file in files:
-        for record in _check_file(file, report.problems):
+        for record in _check_file(file, report.problems, classes):
             records[file.split][record.task] += 1
             pair = pairs[file.split].setdefault((record.before, record.after), _Pair(file.path.name, record.id))
             pair.add(record)
@@ -170,7 +176,7 @@ def check_data(
     if folder is not None:
         report.problems += _check_images(folder, {names for found in pairs.values() for names in found})
         known = {names[0]: pair for found in pairs.values() for names, pair in found.items()}
-        _check_masks(report, folder, known)
+        _check_masks(report, folder, known, classes)
     return report
 
 
@@ -197,7 +203,7 @@ class _Pair:
         return any(self.captions_say) if self.captions_say else None
 
 
-def _check_file(file: AnnotationFile, problems: list[Problem]) -> Iterator[Record]:
+def _check_file(file: AnnotationFile, problems: list[Problem], classes: Classes) -> Iterator[Record]:
     name = file.path.name
     seen = set()
     index = -1
@@ -211,7 +217,7 @@ def _check_file(file: AnnotationFile, problems: list[Problem]) -> Iterator[Recor
             if record.id in seen:
                 problems.append(Problem("duplicate id", name, record.id, f"item {index} has an id that was used"))
             seen.add(record.id)
-            problems += (Problem(kind, name, record.id, detail) for kind, detail in _check_answers(record))
+            problems += (Problem(kind, name, record.id, detail) for kind, detail in _check_answers(record, classes))
             yield record
         if index < 0:
             problems.append(Problem("unreadable file", name, "", "it holds no records"))
@@ -219,10 +225,10 @@ def _check_file(file: AnnotationFile, problems: list[Problem]) -> Iterator[Recor
         problems.append(Problem("unreadable file", name, "", str(error)))
 
 
-def _check_answers(record: Record) -> Iterator[tuple[str, str]]:
+def _check_answers(record: Record, classes: Classes) -> Iterator[tuple[str, str]]:
     for question, answer in record.turns:
-        task = question_task(question) if record.task == "dialogue" else record.task
-        says = _read(task, answer)
+        task = question_task(question, classes) if record.task == "dialogue" else record.task
+        says = _read(task, answer, classes)
         if says is None:
             yield "unparsed answer", f"{task}: {answer!r}"
         elif record.changed is False and says and task in ("binary", "count", "grid"):
@@ -231,16 +237,16 @@ def _check_answers(record: Record) -> Iterator[tuple[str, str]]:
             yield "contradiction", f"changeflag is not 0, the answer is {answer!r}"
 
 
-def _read(task: str, answer: str) -> bool | None:
+def _read(task: str, answer: str, classes: Classes) -> bool | None:
     """Whether an answer tells of a change; None if it cannot be read."""
     if task == "binary":
         return parse_yes_no(answer)
     if task == "count":
-        counts = parse_count(answer)
+        counts = parse_count(answer, classes)
         return counts and any(counts)
     if task == "grid":
-        cells = parse_grid(answer)
-        return cells and bool(cells[0].any() or cells[1].any())
+        cells = parse_grid(answer, classes)
+        return cells and any(each.any() for each in cells)
     return True if answer.strip() else None
 
 
@@ -284,14 +290,14 @@ def _check_images(folder: Path, pairs: Iterable[tuple[str, str]]) -> Iterator[Pr
             yield Problem("sizes differ", before, "", f"{one[0]}x{one[1]}, and {after} has {other[0]}x{other[1]}")
 
 
-def _check_masks(report: Report, folder: Path, pairs: Mapping[str, "_Pair"]) -> None:
+def _check_masks(report: Report, folder: Path, pairs: Mapping[str, "_Pair"], classes: Classes) -> None:
     """Whether masks mark what captions and flags say, by the image of the first date."""
     seen: dict[Path, dict[str, Path]] = {}
     masks = {name: mask for name in sorted(pairs) if (mask := find_mask(folder / name, seen)) is not None}
     for name, mask in tqdm(masks.items(), desc="masks", disable=not masks):
         pair = pairs[name]
         try:
-            marked = marks_change(load_mask(mask))
+            marked = marks_change(load_mask(mask, classes=classes), classes)
         except ValueError as error:
             report.problems.append(Problem("unreadable image", mask.name, "", str(error)))
             continue

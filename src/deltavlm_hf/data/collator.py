@@ -10,6 +10,7 @@ from transformers import BatchFeature
 
 from ..processing import DeltaVLMProcessor
 from ..processing.processing_deltavlm import IGNORE_INDEX
+from .classes import ROADS_AND_BUILDINGS, Classes
 from .masks import centre_maps, check_classes, class_maps, read_mask
 from .rows import turns_of
 
@@ -37,6 +38,7 @@ class PairCollator:
             Rows then have a column `mask`; those where it is None teach answers alone.
         centres (`bool`, *optional*, defaults to `False`): with the centres of objects, for models with
             `mask_evidence`.
+        classes ([`Classes`], *optional*): of the masks, see [`find_classes`]; by default roads and buildings.
 
     Raises:
         ValueError: for classes that masks do not have, or masks with a `vision_cache`.
@@ -48,16 +50,18 @@ class PairCollator:
         vision_cache: VisionStates | None = None,
         mask_classes: Sequence[str] | None = None,
         centres: bool = False,
+        classes: Classes = ROADS_AND_BUILDINGS,
     ):
         if mask_classes and vision_cache is not None:
             raise ValueError(
                 "Masks are learnt from pixels, in whose place `vision_cache` gives states: leave out one of them."
             )
-        check_classes(mask_classes or ())
+        check_classes(mask_classes or (), classes)
         self.processor = processor
         self.vision_cache = vision_cache
         self.mask_classes = mask_classes
         self.centres = centres
+        self.classes = classes
 
     def __call__(self, rows: list[dict[str, Any]]) -> BatchFeature:
         """
@@ -95,11 +99,11 @@ class PairCollator:
         return batch
 
     def _class_maps(self, row: dict[str, Any], height: int, width: int) -> np.ndarray | None:
-        mask = read_mask(row)
+        mask = read_mask(row, self.classes)
         if mask is None:
             return None
         resized = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
-        return class_maps(np.asarray(resized), self.mask_classes or ())
+        return class_maps(np.asarray(resized), self.mask_classes or (), self.classes)
 
 
 def _stack(maps: list[np.ndarray | None], shape: Sequence[int]) -> torch.Tensor:

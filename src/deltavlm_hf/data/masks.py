@@ -5,38 +5,47 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 from scipy import ndimage
 
 from ..processing.reading import READING_ERRORS, image_size, read_image
-from .rules import CLASSES, THREE_BY_THREE, load_mask
+from .classes import ROADS_AND_BUILDINGS, Classes
+from .rules import THREE_BY_THREE, load_mask
 
-_COLOURS = {"road": ("yellow", (255, 196, 0)), "building": ("blue", (0, 174, 255))}
-_OTHER_COLOURS = (("red", (255, 40, 60)), ("green", (60, 220, 90)), ("violet", (190, 90, 255)), ("white", (255,) * 3))
+_OTHER_COLOURS = ("#ff283c", "#3cdc5a", "#be5aff", "#ffffff")  # red, green, violet, white
 
 
-def class_colours(classes: Sequence[str]) -> dict[str, tuple[str, tuple[int, int, int]]]:
-    """For each class the name of its colour, and the colour, red, green and blue, as pictures and maps have it."""
+def class_colours(names: Sequence[str], classes: Classes = ROADS_AND_BUILDINGS) -> dict[str, tuple[int, int, int]]:
+    """
+    For each class its colour, red, green and blue, as pictures and maps have it.
+
+    Args:
+        names (`Sequence[str]`): of the classes.
+        classes ([`Classes`], *optional*): those that may say it; roads and buildings have theirs in any case.
+    """
     others = cycle(_OTHER_COLOURS)
-    return {kind: _COLOURS.get(kind) or next(others) for kind in classes}
+    stated = {each.name: each.colour for each in (*ROADS_AND_BUILDINGS, *classes) if each.colour}
+    colours = {name: stated.get(name) or next(others) for name in names}
+    return {name: ImageColor.getrgb(colour)[:3] for name, colour in colours.items()}
 
 
-def check_classes(classes: Sequence[str]) -> None:
-    """Raises `ValueError` for a class that masks do not have."""
-    if not set(classes) <= CLASSES.keys():
-        raise ValueError(f"Masks have the classes {', '.join(CLASSES)}, but the model's are {', '.join(classes)}.")
+def check_classes(names: Sequence[str], classes: Classes = ROADS_AND_BUILDINGS) -> None:
+    """Raises `ValueError` for a model's class that masks do not have."""
+    if not set(names) <= {*classes.names}:
+        raise ValueError(f"Masks have the classes {', '.join(classes.names)}, but the model's are {', '.join(names)}.")
 
 
-def read_mask(row: Mapping[str, Any]) -> np.ndarray | None:
+def read_mask(row: Mapping[str, Any], classes: Classes = ROADS_AND_BUILDINGS) -> np.ndarray | None:
     """
     The change mask of a row, see [`load_mask`].
 
     Args:
         row (`Mapping`): with `before`, `after` and `mask`, decoded or not, as [`load_changechat`] and
             [`load_generated`] give them with `masks=True`.
+        classes ([`Classes`], *optional*): of the data set, see [`find_classes`]; by default roads and buildings.
 
     Returns:
-        `np.ndarray` of shape `(H, W)`, uint8: 0, 128 (road) or 255 (building); None if the row has no mask.
+        `np.ndarray` of shape `(H, W)`, uint8: see [`load_mask`]; None if the row has no mask.
 
     Raises:
         ValueError: if there is no such column, or the mask cannot be read or has not the size of its images.
@@ -47,7 +56,7 @@ def read_mask(row: Mapping[str, Any]) -> np.ndarray | None:
         return None
     try:
         mask = row["mask"] if isinstance(row["mask"], Image.Image) else read_image(row["mask"])
-        values = load_mask(mask)
+        values = load_mask(mask, classes=classes)
         sizes = [_size(row[date]) for date in ("before", "after")]
     except READING_ERRORS as error:
         raise ValueError(f"Row {row.get('id')!r}: its mask cannot be used: {error}") from error
@@ -64,13 +73,14 @@ def _size(image: Any) -> tuple[int, int]:
     return image.size if isinstance(image, Image.Image) else image_size(image)
 
 
-def class_maps(mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+def class_maps(mask: np.ndarray, names: Sequence[str], classes: Classes = ROADS_AND_BUILDINGS) -> np.ndarray:
     """
     One map for each class.
 
     Args:
-        mask (`np.ndarray` of shape `(H, W)`, uint8): 0, 128 (road) or 255 (building).
-        classes (`Sequence[str]`): a model's `mask_classes`.
+        mask (`np.ndarray` of shape `(H, W)`, uint8): see [`load_mask`].
+        names (`Sequence[str]`): a model's `mask_classes`.
+        classes ([`Classes`], *optional*): what values in the mask stand for; by default roads and buildings.
 
     Returns:
         `np.ndarray` of shape `(K, H, W)`, float32: 1 where the class changed.
@@ -78,8 +88,8 @@ def class_maps(mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     Raises:
         ValueError: for a class that masks do not have.
     """
-    check_classes(classes)
-    return np.stack([mask == CLASSES[name] for name in classes]).astype(np.float32)
+    check_classes(names, classes)
+    return np.stack([mask == classes.values[name] for name in names]).astype(np.float32)
 
 
 def centre_maps(maps: np.ndarray, spread: float = 2.0) -> np.ndarray:
@@ -102,32 +112,33 @@ def centre_maps(maps: np.ndarray, spread: float = 2.0) -> np.ndarray:
     return np.exp(-(np.stack(found) ** 2) / (2 * spread**2)).astype(np.float32)
 
 
-def class_values(classes: Sequence[str]) -> dict[str, int]:
+def class_values(names: Sequence[str], classes: Classes = ROADS_AND_BUILDINGS) -> dict[str, int]:
     """
-    What stands for each class in a mask: 128 for a road and 255 for a building, or, where a model tells other classes
-    apart, their numbers from 1 on.
+    What stands for each class in a mask: the value that `classes` say, such as 128 for a road and 255 for a building;
+    or, where a model tells others apart, their numbers from 1 on.
 
     Raises:
         ValueError: if there are more than a pixel of 8 bits can tell apart.
     """
-    if set(classes) <= CLASSES.keys():
-        return {name: CLASSES[name] for name in classes}
-    if len(classes) > 255:
-        raise ValueError(f"A mask of 8 bits tells 255 classes apart, but the model has {len(classes)}.")
-    return {name: number for number, name in enumerate(classes, start=1)}
+    if set(names) <= {*classes.names}:
+        return {name: classes.values[name] for name in names}
+    if len(names) > 255:
+        raise ValueError(f"A mask of 8 bits tells 255 classes apart, but the model has {len(names)}.")
+    return {name: number for number, name in enumerate(names, start=1)}
 
 
-def to_mask(probabilities: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+def to_mask(probabilities: np.ndarray, names: Sequence[str], classes: Classes = ROADS_AND_BUILDINGS) -> np.ndarray:
     """
     One mask of what a model says of each class.
 
     Args:
         probabilities (`np.ndarray` of shape `(K, H, W)`): see [`~DeltaVLMModel.segment`].
-        classes (`Sequence[str]`): the model's `mask_classes`.
+        names (`Sequence[str]`): the model's `mask_classes`.
+        classes ([`Classes`], *optional*): what they are in masks; by default roads and buildings.
 
     Returns:
         `np.ndarray` of shape `(H, W)`, uint8: the value of the likeliest class, see [`class_values`], where its
         probability is above one half; else 0.
     """
-    values = np.array(list(class_values(classes).values()), np.uint8)
+    values = np.array(list(class_values(names, classes).values()), np.uint8)
     return np.where(probabilities.max(0) > 0.5, values[probabilities.argmax(0)], np.uint8(0))

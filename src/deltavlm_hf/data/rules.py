@@ -1,24 +1,25 @@
 """
-From a change mask to facts: how many roads and buildings changed, and in which cells of a 3x3 grid.
+From a change mask to facts: how many objects of each class changed, and in which cells of a 3x3 grid.
 
 The authors published neither their rules nor their thresholds; what stands here was chosen for this package. A pixel
-is 0 (no change), 128 (road) or 255 (building), as in LEVIR-MCI. The grid is named row by row from the top left.
+is 0 (no change) or the value of a class; unless a data set has classes of its own, 128 (road) or 255 (building), as in
+LEVIR-MCI. The grid is named row by row from the top left.
 """
 
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
 from ..processing.reading import READING_ERRORS, read_image
+from .classes import BUILDING, NEW, REMOVED, ROAD, ROADS_AND_BUILDINGS, ChangeClass, Classes
 
-ROAD, BUILDING = 128, 255
 CELLS = tuple(f"{row}-{column}" for row in ("top", "center", "bottom") for column in ("left", "center", "right"))
 
-CLASSES = {"road": ROAD, "building": BUILDING}
 THREE_BY_THREE = np.ones((3, 3), bool)  # neighbours of a component: diagonal ones too
 _FAINTEST = 64  # half-way from 0 to a road
 _MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
@@ -63,7 +64,7 @@ class ChangedObject:
     One connected component of one class.
 
     Attributes:
-        kind (`str`): `"road"` or `"building"`.
+        kind (`str`): the name of its class, such as `"building"`.
         area (`int`): pixels.
         box (`tuple[int, int, int, int]`): left, top, right, bottom in pixels; right and bottom are not part of it.
         centre (`tuple[float, float]`): column and row of its centre of mass, in pixels.
@@ -80,97 +81,153 @@ class ChangedObject:
 @dataclass(frozen=True)
 class Facts:
     """
-    What answers are made of.
+    What answers are made of. For all classes, in their order:
 
     Attributes:
-        roads (`int`): changed roads.
-        buildings (`int`): changed buildings.
-        road_cells (`np.ndarray` of shape `(9,)`, bool): the grid cells with a changed road, row by row from the top
-            left.
-        building_cells (`np.ndarray` of shape `(9,)`, bool): the same for changed buildings.
-        buildings_by_cell (`np.ndarray` of shape `(9,)`, int): how many changed buildings have their centre there.
-        removed (`bool`, *optional*, defaults to `False`): what changed is gone, not new: masks do not say it.
+        counts (`tuple[int, ...]`): changed objects.
+        cells (`tuple[np.ndarray, ...]`, each of shape `(9,)`, bool): the grid cells with a change, row by row from the
+            top left.
+        counts_by_cell (`tuple[np.ndarray, ...]`, each of shape `(9,)`, int): how many objects have their centre there.
+        classes ([`Classes`], *optional*): by default roads and buildings.
+        removed (`bool`, *optional*, defaults to `False`): the other way round, what is new by its class is gone and
+            what went is new: masks do not say it.
     """
 
-    roads: int
-    buildings: int
-    road_cells: np.ndarray
-    building_cells: np.ndarray
-    buildings_by_cell: np.ndarray
+    counts: tuple[int, ...]
+    cells: tuple[np.ndarray, ...]
+    counts_by_cell: tuple[np.ndarray, ...]
+    classes: Classes = ROADS_AND_BUILDINGS
     removed: bool = False
 
     @property
     def changed(self) -> bool:
-        return self.roads + self.buildings > 0
+        return sum(self.counts) > 0
+
+    def how(self, each: ChangeClass) -> str:
+        """What answers say before the name of a class, see [`ChangeClass`]."""
+        return {NEW: REMOVED, REMOVED: NEW}.get(each.how, each.how) if self.removed else each.how
+
+    @property
+    def roads(self) -> int:
+        return self._of(self.counts, "road")
+
+    @property
+    def buildings(self) -> int:
+        return self._of(self.counts, "building")
+
+    @property
+    def road_cells(self) -> np.ndarray:
+        return self._of(self.cells, "road")
+
+    @property
+    def building_cells(self) -> np.ndarray:
+        return self._of(self.cells, "building")
+
+    def _of(self, values: tuple, name: str) -> Any:
+        return values[self.classes.names.index(name)]
 
 
-def marks_change(mask: np.ndarray) -> bool:
+def marks_change(mask: np.ndarray, classes: Classes = ROADS_AND_BUILDINGS) -> bool:
     """Whether a mask, as [`load_mask`] reads it, marks any change but specks, with thresholds for its size."""
-    return read_facts(mask, Thresholds.for_size(round(mask.size**0.5))).changed
+    return read_facts(mask, Thresholds.for_size(round(mask.size**0.5)), classes).changed
 
 
-def load_mask(source: str | Path | Image.Image, binary: bool = False) -> np.ndarray:
+def load_mask(
+    source: str | Path | Image.Image, binary: bool = False, classes: Classes = ROADS_AND_BUILDINGS
+) -> np.ndarray:
     """
     Reads a change mask.
 
     Args:
         source (`str`, `Path` or `PIL.Image.Image`): a grey image, in colours or with a palette too as long as all of
-            them are grey. Values between the classes (soft edges) go to the nearest one.
+            them are grey. Values between roads and buildings (soft edges) go to the nearest one.
         binary (`bool`, *optional*, defaults to `False`): there is one class, 128 to 255, taken for buildings. Files
             with 0 and 1 alone are binary whatever is said here.
+        classes ([`Classes`], *optional*): by default roads and buildings. Others have no values in between, and of a
+            palette its numbers count, not its colours; `binary` needs a single one, which 0 and 1 too may mark.
 
     Returns:
-        `np.ndarray` of shape `(H, W)`, uint8: 0, 128 (road) or 255 (building).
+        `np.ndarray` of shape `(H, W)`, uint8: 0 or the value of a class, such as 128 (road) or 255 (building).
 
     Raises:
         ValueError: if the file is no image, has colours, or its values are no classes.
     """
-    if not isinstance(source, Image.Image):
+    image, name = source, "The mask"
+    if not isinstance(image, Image.Image):
         try:
-            image = read_image(source)
+            image, name = read_image(image), f"The mask {source}"
         except READING_ERRORS as error:
             raise ValueError(f"Cannot read the mask {source}: {error}") from error
-        return _classify(image, binary, f"The mask {source}")
-    return _classify(source, binary, "The mask")
+    if classes == ROADS_AND_BUILDINGS:
+        return _roads_and_buildings(_values(image, name), binary, name)
+    return _own_classes(_values(image, name, palette=True), binary, name, classes)
 
 
-def _classify(image: Image.Image, binary: bool, name: str) -> np.ndarray:
+def _values(image: Image.Image, name: str, palette: bool = False) -> np.ndarray:
+    """The grey values `(H, W)` of a mask, or the numbers of its palette."""
     if image.mode not in _MASK_MODES:
         raise ValueError(f"{name} is an image of mode {image.mode}; expected grey values of 8 bits.")
-    if image.mode == "P":
+    if image.mode == "P" and not palette:
         image = image.convert("RGB")
     values = np.asarray(image.convert("L") if image.mode in ("1", "LA") else image)
     if values.ndim == 3:
         if (values[..., :3] != values[..., :1]).any():
-            raise ValueError(f"{name} has colours; expected grey values 0, 128 (road) and 255 (building).")
+            raise ValueError(f"{name} has colours; expected grey values, such as 0, 128 (road) and 255 (building).")
         values = values[..., 0]
+    return values
+
+
+def _roads_and_buildings(values: np.ndarray, binary: bool, name: str) -> np.ndarray:
     faintest, brightest = int(values.min()), int(values.max())
     if brightest == 1:
         return np.where(values == 1, BUILDING, 0).astype(np.uint8)
     if faintest < 0 or 0 < brightest < (ROAD if binary else _FAINTEST) or brightest > BUILDING:
         raise ValueError(
             f"{name} has values from {faintest} to {brightest}; expected 0, 128 (road) and 255 (building), "
-            "or a binary mask with 0 and 1 or 0 and 255."
+            "or a binary mask with 0 and 1 or 0 and 255. Other classes are named in classes.yaml, see docs/data.md."
         )
     if binary:
         return np.where(values >= ROAD, BUILDING, 0).astype(np.uint8)
     return np.array([0, ROAD, BUILDING], np.uint8)[np.digitize(values, (_FAINTEST, (ROAD + BUILDING + 1) // 2))]
 
 
-def find_objects(mask: np.ndarray, thresholds: Thresholds = LEVIR) -> list[ChangedObject]:
+def _own_classes(values: np.ndarray, binary: bool, name: str, classes: Classes) -> np.ndarray:
+    known = classes.values
+    if binary:
+        if len(known) > 1:
+            raise ValueError(f"A binary mask marks one class, and there are {len(known)}: {', '.join(known)}.")
+        brightest = int(values.max())
+        if 1 < brightest < ROAD or brightest > BUILDING:
+            raise ValueError(f"{name} has values up to {brightest}; expected 0 and 1 or 0 and 255 of a binary mask.")
+        return np.where(values >= (1 if brightest == 1 else ROAD), *known.values(), 0).astype(np.uint8)
+    if other := sorted({*np.unique(values).tolist()} - {0, *known.values(), *classes.unchanged}):
+        more = f" and {len(other) - 5} more" if len(other) > 5 else ""
+        expected = ", ".join(f"{value} ({kind})" for kind, value in known.items())
+        unchanged = ", ".join(map(str, sorted({0, *classes.unchanged})))
+        raise ValueError(
+            f"{name} has the values {', '.join(map(str, other[:5]))}{more}, which are no class's: expected "
+            f"{unchanged} (unchanged) and {expected}."
+        )
+    return np.where(np.isin(values, [*known.values()]), values, 0).astype(np.uint8)
+
+
+def find_objects(
+    mask: np.ndarray, thresholds: Thresholds = LEVIR, classes: Classes = ROADS_AND_BUILDINGS
+) -> list[ChangedObject]:
     """
     The connected components of each class (with diagonal neighbours) that are no specks.
 
     Args:
-        mask (`np.ndarray` of shape `(H, W)`, uint8): 0, 128 (road) or 255 (building).
+        mask (`np.ndarray` of shape `(H, W)`, uint8): see [`load_mask`].
         thresholds ([`Thresholds`], *optional*).
+        classes ([`Classes`], *optional*): by default roads and buildings.
 
     Returns:
-        `list[ChangedObject]`: roads, then buildings, each from the top down.
+        `list[ChangedObject]`: of one class after the other, each from the top down.
     """
     height, width = mask.shape
     objects = []
-    for kind, value in CLASSES.items():
+    for kind, value in classes.values.items():
         labels, count = ndimage.label(mask == value, THREE_BY_THREE)
         areas = np.bincount(labels.ravel(), minlength=count + 1)
         centres = ndimage.center_of_mass(labels > 0, labels, range(1, count + 1))
@@ -184,25 +241,26 @@ def find_objects(mask: np.ndarray, thresholds: Thresholds = LEVIR) -> list[Chang
     return objects
 
 
-def read_facts(mask: np.ndarray, thresholds: Thresholds = LEVIR) -> Facts:
+def read_facts(mask: np.ndarray, thresholds: Thresholds = LEVIR, classes: Classes = ROADS_AND_BUILDINGS) -> Facts:
     """
     Counts objects and lists cells.
 
     Args:
-        mask (`np.ndarray` of shape `(H, W)`, uint8): 0, 128 (road) or 255 (building).
+        mask (`np.ndarray` of shape `(H, W)`, uint8): see [`load_mask`].
         thresholds ([`Thresholds`], *optional*).
+        classes ([`Classes`], *optional*): by default roads and buildings.
 
     Returns:
         [`Facts`].
     """
-    objects = find_objects(mask, thresholds)
-    buildings = [item for item in objects if item.kind == "building"]
+    objects = find_objects(mask, thresholds, classes)
+    centres = [[item.cell for item in objects if item.kind == name] for name in classes.names]
+    changed = (_without_specks(mask == value, thresholds) for value in classes.values.values())
     return Facts(
-        roads=len(objects) - len(buildings),
-        buildings=len(buildings),
-        road_cells=grid_cells(_without_specks(mask == ROAD, thresholds), thresholds.min_cell_area),
-        building_cells=grid_cells(_without_specks(mask == BUILDING, thresholds), thresholds.min_cell_area),
-        buildings_by_cell=np.bincount([item.cell for item in buildings], minlength=9),
+        counts=tuple(map(len, centres)),
+        cells=tuple(grid_cells(each, thresholds.min_cell_area) for each in changed),
+        counts_by_cell=tuple(np.bincount(each, minlength=9) for each in centres),
+        classes=classes,
     )
 
 

@@ -13,13 +13,15 @@ from PIL import Image
 
 from ..files import write_text
 from ..processing.reading import READING_ERRORS, read_image
-from .changechat import load_changechat
+from .changechat import find_classes, load_changechat
+from .classes import ROADS_AND_BUILDINGS, Classes
 from .generated import load_generated
+from .masks import class_colours
 from .questions import TASKS
 from .rows import as_seen, first_rows, turns_of, undecoded
-from .rules import BUILDING, ROAD, load_mask
+from .rules import load_mask
 
-COLOURS = {"road": (ROAD, (255, 200, 0)), "building": (BUILDING, (255, 0, 60))}
+COLOURS = {"road": (255, 200, 0), "building": (255, 0, 60)}  # of other classes see [`class_colours`]
 SIDE = 256  # pixels an image is shown with, at most
 
 _PAGE = Template("""<!doctype html>
@@ -38,7 +40,7 @@ img { display: block; width: ${side}px; max-width: 100%; image-rendering: pixela
 dt { font-weight: 600; margin-top: .4rem }
 dd { margin: 0 0 0 1rem; color: #0b5394 }
 .unchanged { color: #666 } .changed { color: #b00020 }
-.road { color: rgb$road } .building { color: rgb$building }
+$colours
 </style>
 <h1>$title</h1>
 $articles
@@ -55,9 +57,9 @@ def choose_rows(
     number: int = 24,
     seed: int = 0,
     revision: str | None = None,
-) -> tuple[datasets.Dataset | datasets.IterableDataset, str]:
+) -> tuple[datasets.Dataset | datasets.IterableDataset, str, Classes]:
     """
-    Rows for a contact sheet, with masks, and a title.
+    Rows for a contact sheet, with masks, a title, and the classes of masks.
 
     Args:
         source (`str` or `Path`, *optional*): see [`load_changechat`]; without, scenes are generated.
@@ -69,12 +71,14 @@ def choose_rows(
     tasks = (task,) if task else TASKS
     if source is None:
         rows = load_generated(-(-number // len(tasks)), seed, tasks=tasks, masks=True, streaming=True)
-        return rows.take(number), f"Generated scenes, seeds from {seed}"
+        return rows.take(number), f"Generated scenes, seeds from {seed}", ROADS_AND_BUILDINGS
     rows = load_changechat(source, images, split=split, tasks=tasks, masks=True, revision=revision)
-    return first_rows(rows.shuffle(seed=seed), number), f"{source}: {split}"
+    return first_rows(rows.shuffle(seed=seed), number), f"{source}: {split}", find_classes(source, revision)
 
 
-def write_sheet(rows: Iterable[dict], path: str | Path, title: str = "Records") -> int:
+def write_sheet(
+    rows: Iterable[dict], path: str | Path, title: str = "Records", classes: Classes = ROADS_AND_BUILDINGS
+) -> int:
     """
     Writes a contact sheet that needs nothing but a browser. The file appears when it is complete.
 
@@ -83,28 +87,39 @@ def write_sheet(rows: Iterable[dict], path: str | Path, title: str = "Records") 
             broken are shown as such. With a `mask` column what changed is laid over the second date.
         path (`str` or `Path`): the HTML file to write.
         title (`str`, *optional*).
+        classes ([`Classes`], *optional*): of the masks; by default roads and buildings.
 
     Returns:
         `int`: how many records it shows.
     """
-    articles = [_article(row) for row in (undecoded(rows) if isinstance(rows, datasets.Dataset) else rows)]
+    undecoded_rows = undecoded(rows) if isinstance(rows, datasets.Dataset) else rows
+    articles = [_article(row, classes) for row in undecoded_rows]
+    colours = _colours(classes).items()
     page = _PAGE.substitute(
         title=html.escape(title),
         side=SIDE,
         articles="\n".join(articles),
-        **{kind: colour for kind, (_, colour) in COLOURS.items()},
+        colours=" ".join(f".{_style(kind)} {{ color: rgb{colour} }}" for kind, colour in colours),
     )
     write_text(path, page)
     return len(articles)
 
 
-def _article(row: dict) -> str:
+def _colours(classes: Classes) -> dict[str, tuple[int, int, int]]:
+    return COLOURS if classes == ROADS_AND_BUILDINGS else class_colours(classes.names, classes)
+
+
+def _style(kind: str) -> str:
+    return kind.replace(" ", "-")
+
+
+def _article(row: dict, classes: Classes) -> str:
     state = {True: "changed", False: "unchanged", None: "unknown"}[row["changed"]]
     heading = f'{html.escape(row["id"])} · {row["task"]} · <span class="{state}">{state}</span>'
     figures = [figure("before", row["before"]), figure("after", row["after"])]
     if row.get("mask") is not None:
-        legend = " ".join(f'<b class="{kind}">{kind}</b>' for kind in COLOURS)
-        figures.append(figure(f"changes: {legend}", row["after"], row["mask"]))
+        legend = " ".join(f'<b class="{_style(kind)}">{kind}</b>' for kind in classes.names)
+        figures.append(figure(f"changes: {legend}", row["after"], row["mask"], classes))
     texts = [(question, [answer]) for question, answer in turns_of(row)]
     if len(row["captions"]) > 1:
         texts = [(texts[0][0], row["captions"])]
@@ -116,7 +131,12 @@ def _article(row: dict) -> str:
     return f'<article><h2>{heading}</h2>\n<div class="images">{images}</div>\n<dl>{turns}</dl></article>'
 
 
-def figure(caption: str, image: Image.Image | dict, mask: Image.Image | dict | None = None) -> str:
+def figure(
+    caption: str,
+    image: Image.Image | dict,
+    mask: Image.Image | dict | None = None,
+    classes: Classes = ROADS_AND_BUILDINGS,
+) -> str:
     """
     An image within a page, perhaps with a mask laid over it; what is wrong with a file stands in its place.
 
@@ -124,11 +144,12 @@ def figure(caption: str, image: Image.Image | dict, mask: Image.Image | dict | N
         caption (`str`): HTML.
         image (`PIL.Image.Image` or `dict`): decoded, or as `datasets` has it before.
         mask (`PIL.Image.Image` or `dict`, *optional*).
+        classes ([`Classes`], *optional*): of the mask.
     """
     try:
         shown = as_seen(_decoded(image))
         if mask is not None:
-            shown = overlay(shown, _decoded(mask))
+            shown = overlay(shown, _decoded(mask), classes)
     except READING_ERRORS as error:
         return f"<figure><p>{html.escape(str(error))}</p><figcaption>{caption}</figcaption></figure>"
     buffer = io.BytesIO()
@@ -147,10 +168,12 @@ def _decoded(image: Image.Image | dict) -> Image.Image:
     return image if isinstance(image, Image.Image) else read_image(image)
 
 
-def overlay(image: Image.Image, mask: Image.Image) -> Image.Image:
+def overlay(image: Image.Image, mask: Image.Image, classes: Classes = ROADS_AND_BUILDINGS) -> Image.Image:
     """An image with a change mask laid over it in colours; see [`load_mask`] for its values."""
     pixels = np.asarray(image.convert("RGB"), np.float32)
-    classes = np.asarray(Image.fromarray(load_mask(mask)).resize(image.size, Image.Resampling.NEAREST))
-    for value, colour in COLOURS.values():
-        pixels = np.where((classes == value)[..., None], (pixels + np.array(colour, np.float32)) / 2, pixels)
+    read = Image.fromarray(load_mask(mask, classes=classes))
+    values = np.asarray(read.resize(image.size, Image.Resampling.NEAREST))
+    for kind, colour in _colours(classes).items():
+        changed = values == classes.values[kind]
+        pixels = np.where(changed[..., None], (pixels + np.array(colour, np.float32)) / 2, pixels)
     return Image.fromarray(pixels.astype(np.uint8))

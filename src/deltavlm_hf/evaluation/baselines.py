@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ..data.classes import ROADS_AND_BUILDINGS, Classes
 from ..data.questions import NO_CHANGE, format_count, format_grid, question_task
 from ..data.rows import as_seen, undecoded
 from ..data.rules import LEVIR, read_facts
@@ -19,24 +20,32 @@ logger = logging.getLogger(__name__)
 BASELINES = ("no-change", "majority", "nearest")
 
 _SIDE = 16  # pixels that a difference is compared at
-_NOTHING = read_facts(np.zeros((9, 9), np.uint8), LEVIR)
-NO_CHANGE_ANSWERS = {
-    "caption": NO_CHANGE[0],
-    "binary": "no",
-    "count": format_count(_NOTHING),
-    "grid": format_grid(_NOTHING),
-    "open": "no",
-}
+
+
+def no_change_answers(classes: Classes = ROADS_AND_BUILDINGS) -> dict[str, str]:
+    """Of each task the answer that nothing changed."""
+    nothing = read_facts(np.zeros((9, 9), np.uint8), LEVIR, classes)
+    counts, cells = format_count(nothing), format_grid(nothing)
+    return {"caption": NO_CHANGE[0], "binary": "no", "count": counts, "grid": cells, "open": "no"}
 
 
 class NoChange:
-    """Always says that nothing changed, in the form of the task."""
+    """
+    Always says that nothing changed, in the form of the task.
+
+    Args:
+        classes ([`Classes`], *optional*): of the data set; by default roads and buildings.
+    """
+
+    def __init__(self, classes: Classes = ROADS_AND_BUILDINGS):
+        self.classes = classes
+        self.answers = no_change_answers(classes)
 
     def encode(self, pairs: Sequence[Pair]) -> None:
         return None
 
     def answer(self, encoded, which, questions, histories) -> list[str]:
-        return [NO_CHANGE_ANSWERS[question_task(question)] for question in questions]
+        return [self.answers[question_task(question, self.classes)] for question in questions]
 
 
 class Majority:
@@ -45,13 +54,16 @@ class Majority:
 
     Args:
         rows (`Dataset`): training data, see [`load_changechat`].
+        classes ([`Classes`], *optional*): of the data set; by default roads and buildings.
     """
 
-    def __init__(self, rows: datasets.Dataset):
+    def __init__(self, rows: datasets.Dataset, classes: Classes = ROADS_AND_BUILDINGS):
+        self.classes = classes
+        self.otherwise = no_change_answers(classes)
         self.answers: dict[str, Counter[str]] = {}
         for turns in rows["turns"]:
             for turn in turns:
-                for name in (turn["question"], question_task(turn["question"])):
+                for name in (turn["question"], question_task(turn["question"], self.classes)):
                     self.answers.setdefault(name, Counter())[turn["answer"]] += 1
 
     def encode(self, pairs: Sequence[Pair]) -> None:
@@ -61,8 +73,8 @@ class Majority:
         return [self._most_frequent(question) for question in questions]
 
     def _most_frequent(self, question: str) -> str:
-        counts = self.answers.get(question) or self.answers.get(question_task(question))
-        return counts.most_common(1)[0][0] if counts else NO_CHANGE_ANSWERS[question_task(question)]
+        counts = self.answers.get(question) or self.answers.get(question_task(question, self.classes))
+        return counts.most_common(1)[0][0] if counts else self.otherwise[question_task(question, self.classes)]
 
 
 class Nearest:
@@ -72,13 +84,15 @@ class Nearest:
 
     Args:
         rows (`Dataset`): training data, see [`load_changechat`]. Pairs that cannot be read are left out and told.
+        classes ([`Classes`], *optional*): of the data set; by default roads and buildings.
 
     Raises:
         ValueError: if no pair can be read.
     """
 
-    def __init__(self, rows: datasets.Dataset):
-        self.majority = Majority(rows)
+    def __init__(self, rows: datasets.Dataset, classes: Classes = ROADS_AND_BUILDINGS):
+        self.classes = classes
+        self.majority = Majority(rows, classes)
         self.answers: list[dict[str, str]] = []
         differences: list[np.ndarray] = []
         numbers: dict[tuple, int | None] = {}
@@ -96,7 +110,7 @@ class Nearest:
             number = numbers[name]
             if number is not None:
                 for turn in row["turns"]:
-                    for question in (turn["question"], question_task(turn["question"])):
+                    for question in (turn["question"], question_task(turn["question"], self.classes)):
                         self.answers[number].setdefault(question, turn["answer"])
         if not differences:
             raise ValueError("The baseline nearest has no training pair whose images can be read.")
@@ -110,17 +124,18 @@ class Nearest:
         found = [self.answers[encoded[number]] for number in which]
         return [
             answers.get(question)
-            or answers.get(question_task(question))
+            or answers.get(question_task(question, self.classes))
             or self.majority.answer(None, [0], [question], [])[0]
             for answers, question in zip(found, questions, strict=True)
         ]
 
 
-def make_baseline(name: str, training_rows: datasets.Dataset | None) -> Any:
+def make_baseline(name: str, training_rows: datasets.Dataset | None, classes: Classes = ROADS_AND_BUILDINGS) -> Any:
     """
     Args:
         name (`str`): one of [`BASELINES`].
         training_rows (`Dataset`, *optional*): what `majority` and `nearest` learn from.
+        classes ([`Classes`], *optional*): of the data set; by default roads and buildings.
 
     Raises:
         ValueError: for an unknown name, or no training data where it is needed.
@@ -128,10 +143,10 @@ def make_baseline(name: str, training_rows: datasets.Dataset | None) -> Any:
     if name not in BASELINES:
         raise ValueError(f"Unknown baseline {name!r}, expected one of {', '.join(BASELINES)}.")
     if name == "no-change":
-        return NoChange()
+        return NoChange(classes)
     if training_rows is None:
         raise ValueError(f"The baseline {name} needs training data.")
-    return Majority(training_rows) if name == "majority" else Nearest(training_rows)
+    return (Majority if name == "majority" else Nearest)(training_rows, classes)
 
 
 def _difference(pair: Pair) -> np.ndarray:

@@ -14,10 +14,11 @@ import numpy as np
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from ..data.classes import ROADS_AND_BUILDINGS, Classes
 from ..data.masks import class_values, read_mask
 from ..data.questions import format_count, format_grid, parse_count, parse_grid, parse_yes_no, says_change
 from ..data.rows import undecoded
-from ..data.rules import CLASSES, Facts, Thresholds, marks_change, read_facts
+from ..data.rules import Facts, Thresholds, marks_change, read_facts
 from ..inference import predict_mask
 from ..inference.processes import process_state
 from ..modeling import DeltaVLMForConditionalGeneration
@@ -33,7 +34,6 @@ READ_OFF: dict[str, Callable[[Facts], str]] = {
     "count": format_count,
     "grid": format_grid,
 }
-_KINDS = {"road": "roads", "building": "buildings"}
 
 
 @dataclass
@@ -58,7 +58,10 @@ class SeenMasks:
 
 
 def see_masks(
-    model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcessor, rows: datasets.Dataset
+    model: DeltaVLMForConditionalGeneration,
+    processor: DeltaVLMProcessor,
+    rows: datasets.Dataset,
+    classes: Classes = ROADS_AND_BUILDINGS,
 ) -> SeenMasks | None:
     """
     Predicts the mask of each pair, at the size of the true one or, without, of the second date. Processes share the
@@ -68,12 +71,13 @@ def see_masks(
         model ([`DeltaVLMForConditionalGeneration`]): on any device.
         processor ([`DeltaVLMProcessor`]): the model's.
         rows (`Dataset`): see [`load_changechat`], with `masks=True`.
+        classes ([`Classes`], *optional*): of the data set, see [`find_classes`]; by default roads and buildings.
 
     Returns:
-        [`SeenMasks`] of all processes; None for a model without masks, or with others than of roads and buildings.
+        [`SeenMasks`] of all processes; None for a model without masks, or with others than of these classes.
     """
-    classes = model.config.mask_classes
-    if not classes or not set(classes) <= CLASSES.keys():
+    names = model.config.mask_classes
+    if not names or not set(names) <= {*classes.names}:
         return None
     state = process_state()
     rows = undecoded(rows.with_format(None))
@@ -82,45 +86,49 @@ def see_masks(
     for pair in tqdm(mine, desc="masks", unit="pair", disable=not state.is_main_process):
         row, truth, confusion, is_whole = rows[pair[0]], None, None, True
         try:
-            truth = read_mask(row)
+            truth = read_mask(row, classes)
         except ValueError as error:
             logger.warning("%s", error)
             is_whole = False
         facts: Facts | str
         try:
             before, after = read_image(row["before"]), read_image(row["after"])
-            mask = predict_mask(model, processor, before, after, None if truth is None else truth.shape)
+            size = None if truth is None else truth.shape
+            mask = predict_mask(model, processor, before, after, size, classes)
         except READING_ERRORS as error:
             facts, is_whole = f"{type(error).__name__}: {error}", False
         else:
-            facts = read_facts(mask, Thresholds.for_size(round(mask.size**0.5)))
-            confusion = None if truth is None else count_pixels(mask, truth, classes)
+            facts = read_facts(mask, Thresholds.for_size(round(mask.size**0.5)), classes)
+            confusion = None if truth is None else count_pixels(mask, truth, names, classes)
         seen.append((pair, facts, confusion, is_whole))
     seen = sorted(gather_object(seen), key=lambda found: found[0])
     confusions = {pair[0]: confusion for pair, _, confusion, _ in seen if confusion is not None}
     return SeenMasks(
-        classes,
+        names,
         facts={index: facts for pair, facts, _, _ in seen for index in pair},
-        confusions=np.array([*confusions.values()], int).reshape(-1, *(len(classes) + 1,) * 2),
+        confusions=np.array([*confusions.values()], int).reshape(-1, *(len(names) + 1,) * 2),
         rows=list(confusions),
         unreadable=sum(not is_whole for *_, is_whole in seen),
     )
 
 
-def count_pixels(mask: np.ndarray, truth: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+def count_pixels(
+    mask: np.ndarray, truth: np.ndarray, names: Sequence[str], classes: Classes = ROADS_AND_BUILDINGS
+) -> np.ndarray:
     """
     Pixels by what they are and what they were taken for.
 
     Args:
         mask, truth (`np.ndarray` of shape `(H, W)`, uint8): predicted and true.
-        classes (`Sequence[str]`): those that count; any other is as if nothing had changed.
+        names (`Sequence[str]`): of the classes that count; any other is as if nothing had changed.
+        classes ([`Classes`], *optional*): whose values both have; by default roads and buildings.
 
     Returns:
         `np.ndarray` of shape `(K + 1, K + 1)`, int: one of [`SeenMasks`]'s confusions.
     """
     number_of = np.zeros(256, int)
-    number_of[list(class_values(classes).values())] = range(1, len(classes) + 1)
-    size = len(classes) + 1
+    number_of[list(class_values(names, classes).values())] = range(1, len(names) + 1)
+    size = len(names) + 1
     return np.bincount((number_of[truth] * size + number_of[mask]).ravel(), minlength=size**2).reshape(size, size)
 
 
@@ -186,7 +194,9 @@ def _ratio(part: int, whole: int) -> float | None:
     return float(part / whole) if whole else None
 
 
-def against_masks(rows: datasets.Dataset, pairs: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+def against_masks(
+    rows: datasets.Dataset, pairs: Sequence[Sequence[int]], classes: Classes = ROADS_AND_BUILDINGS
+) -> list[Sequence[int]]:
     """
     Those pairs whose mask marks a change while their flag, or captions, say that there is none, or marks none
     while these tell of one. LEVIR-MCI has such pairs: what is right of them depends on who is asked.
@@ -194,6 +204,7 @@ def against_masks(rows: datasets.Dataset, pairs: Sequence[Sequence[int]]) -> lis
     Args:
         rows (`Dataset`): see [`load_changechat`], with `masks=True`.
         pairs (`Sequence[Sequence[int]]`): the rows of each, see [`group_by_pair`].
+        classes ([`Classes`], *optional*): of the data set; by default roads and buildings.
     """
     rows = undecoded(rows.with_format(None))
     found = []
@@ -205,10 +216,10 @@ def against_masks(rows: datasets.Dataset, pairs: Sequence[Sequence[int]]) -> lis
         ]
         if said and of_pair[0]["mask"] is not None:
             try:
-                mask = read_mask(of_pair[0])
+                mask = read_mask(of_pair[0], classes)
             except ValueError:  # told where masks are scored
                 continue
-            if mask is not None and marks_change(mask) != any(said):
+            if mask is not None and marks_change(mask, classes) != any(said):
                 found.append(pair)
     return found
 
@@ -245,8 +256,8 @@ def score_agreement(rows: Iterable[dict], predictions: Sequence[dict], seen: See
         seen ([`SeenMasks`]): its masks.
 
     Returns:
-        `dict`: by task `samples` and shares: `roads` and `buildings` (those that the model's masks have) for counts
-        and cells, and `all`. Empty if nothing was asked whose answer masks have.
+        `dict`: by task `samples` and shares: of each class that the model's masks have, such as `roads` and
+        `buildings`, for counts and cells, and `all`. Empty if nothing was asked whose answer masks have.
     """
     found: dict[str, list[dict[str, bool]]] = {}
     for index, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
@@ -258,13 +269,12 @@ def score_agreement(rows: Iterable[dict], predictions: Sequence[dict], seen: See
         if row["task"] == "binary":
             same["all"] = parse_yes_no(answer) == facts.changed
         else:
-            words: Any = (parse_count if row["task"] == "count" else parse_grid)(answer)
-            masks: Any = (facts.roads, facts.buildings)
-            if row["task"] == "grid":
-                masks = (facts.road_cells, facts.building_cells)
-            for number, (name, plural) in enumerate(_KINDS.items()):
-                if name in seen.classes:
-                    same[plural] = words is not None and np.array_equal(words[number], masks[number])
+            counting = row["task"] == "count"
+            words: Any = (parse_count if counting else parse_grid)(answer, facts.classes)
+            masks: Any = facts.counts if counting else facts.cells
+            for number, each in enumerate(facts.classes):
+                if each.name in seen.classes:
+                    same[each.plural] = words is not None and np.array_equal(words[number], masks[number])
             same["all"] = all(same.values())
         found.setdefault(row["task"], []).append(same)
     return {

@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from ..data.classes import ROADS_AND_BUILDINGS, Classes
 from ..data.rules import CELLS
 from ..data.show import data_url
 
 
-def make_plots(results: dict[str, dict]) -> Iterator[str]:
+def make_plots(results: dict[str, dict], classes: Classes = ROADS_AND_BUILDINGS) -> Iterator[str]:
     """
     Pictures as HTML, of one system's figures by task, see [`evaluate_predictions`]: right and wrong yes and no, counts
     beside the right ones, missed cells, lengths and scores of texts.
     """
     if "accuracy" in results.get("binary", {}):
         yield _plot("Yes or no", _confusion, results["binary"])
-    for kind in ("roads", "buildings"):
+    for kind in classes.plurals:
         pairs = [pair for pair in results.get("count", {}).get(kind, {}).get("pairs", ()) if pair[1] is not None]
         if pairs:
             yield _plot(f"Counts, {kind}", _scatter, pairs)

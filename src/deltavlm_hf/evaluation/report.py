@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 
+from ..data.classes import ROADS_AND_BUILDINGS, Classes
 from ..data.rows import undecoded
 from ..data.show import figure
 from ..files import write_text
@@ -76,6 +77,7 @@ def write_report(
     models: Mapping[str, str] | None = None,
     records: Mapping[str, Sequence[Entry]] | None = None,
     published_tasks: Collection[str] = (),
+    classes: Classes = ROADS_AND_BUILDINGS,
 ) -> list[Path]:
     """
     Writes `report.json`, `report.md` and `report.html`, and with `records` their file beside them.
@@ -91,13 +93,13 @@ def write_report(
             knows whose figures these are.
         records (`dict`, *optional*): of each system what its rows add to its figures, see [`make_records`]; for
             `records.json`, of which `deltavlm compare` makes differences.
-        published_tasks (`Collection[str]`, *optional*): see [`make_tables`].
+        published_tasks (`Collection[str]`, *optional*), classes ([`Classes`], *optional*): see [`make_tables`].
 
     Returns:
         `list[Path]`: the three files.
     """
     folder = Path(folder)
-    tables = make_tables(systems, published_tasks)
+    tables = make_tables(systems, published_tasks, classes)
     head = [f"{name}: {_setting(value)}" for name, value in settings.items()]
     (name, results), *_ = systems.items()
     sizes = [_size(task, figures) for task, figures in results.items() if "samples" in figures]
@@ -111,7 +113,7 @@ def write_report(
     body += [table.html() for table in tables]
     if intervals:
         body.append(f"<h2>95 % bootstrap confidence intervals, {html.escape(name)}</h2>{_list_in_html(intervals)}")
-    body.append(f'<h2>Plots</h2><div class="plots">{"".join(make_plots(results))}</div>')
+    body.append(f'<h2>Plots</h2><div class="plots">{"".join(make_plots(results, classes))}</div>')
     body += _worst(cases, undecoded(rows))
     files = {
         "report.json": json.dumps(

@@ -9,6 +9,8 @@ import datasets
 
 from ..data import TASKS, load_changechat, load_generated
 from ..data.build import read_captions
+from ..data.changechat import find_classes
+from ..data.classes import ROADS_AND_BUILDINGS, Classes
 from ..data.rows import first_rows, undecoded
 from ..inference.identity import fingerprint, identify
 from ..inference.loading import load_model
@@ -100,6 +102,11 @@ class EvaluationRun:
         return first_rows(rows, self.limit), training
 
     @property
+    def classes(self) -> Classes:
+        """What is counted and placed: those of the data set."""
+        return find_classes(self.data) if self.data else ROADS_AND_BUILDINGS
+
+    @property
     def generate_kwargs(self) -> dict[str, int]:
         given = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
         return {name: value for name, value in given.items() if value is not None}
@@ -158,9 +165,10 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
     state = process_state()
     with state.main_process_first():  # the others find its Arrow tables
         rows, training = run.load()
+    classes = run.classes
     texts = rows.remove_columns(["before", "after", "mask"])
     pairs = group_by_pair(undecoded(rows.with_format(None))) if state.is_main_process else []
-    differing = against_masks(rows, pairs) if run.data else []
+    differing = against_masks(rows, pairs, classes) if run.data else []
     doubtful = {index for pair in differing for index in pair}
     systems: dict[str, dict] = {}
     models: dict[str, str] = {}
@@ -169,21 +177,21 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
     for name in dict.fromkeys((run.model, *run.baselines)):
         predictions, masks, model = _predict(run, name, rows, training)
         if state.is_main_process:
-            systems[name], cases = evaluate_predictions(texts, predictions, protocol)
+            systems[name], cases = evaluate_predictions(texts, predictions, protocol, classes=classes)
             model_cases = model_cases or cases
             records[name] = make_records(pairs, cases, masks)
             if doubtful and len(doubtful) < len(texts):
                 kept = [index for index in range(len(texts)) if index not in doubtful]
                 without = f"{name}, without pairs whose captions and masks differ"
                 chosen = [predictions[index] for index in kept]
-                systems[without], _ = evaluate_predictions(texts.select(kept), chosen, protocol)
+                systems[without], _ = evaluate_predictions(texts.select(kept), chosen, protocol, classes=classes)
             if model is not None:
                 models[name] = model
             if masks is not None:
                 systems[name] |= _score_masks(texts, predictions, masks)
                 asked, read = answers_of_masks(texts, masks)
                 if asked:
-                    systems[f"{name}, read off its masks"], _ = evaluate_predictions(asked, read)
+                    systems[f"{name}, read off its masks"], _ = evaluate_predictions(asked, read, classes=classes)
     if not state.is_main_process:
         return None
     settings = run.settings
@@ -201,6 +209,7 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
         models=models,
         records=records,
         published_tasks=published_tasks(rows, run.data, run.split) if run.data else [],
+        classes=classes,
     )
     return Evaluation(files, sum(case.error is not None for case in model_cases))
 
@@ -212,7 +221,7 @@ def _predict(
     folder = Path(run.output) / "predictions" / Path(name).name
     with lock_folder(folder):  # before the model is loaded, which takes its time
         if name in BASELINES:
-            answerer: Any = make_baseline(name, training)
+            answerer: Any = make_baseline(name, training, run.classes)
             made_of: Any = None if training is None else digest_rows(training)
         else:
             model, processor = load_model(name, own_device(run.device), run.dtype, run.quantization_config)
@@ -232,7 +241,7 @@ def _predict(
             return predictions, None, None
         config = model.config
         known = fingerprint(config.name_or_path, model.weights_revision, config.weight_sources)
-        return predictions, see_masks(model, processor, rows), known
+        return predictions, see_masks(model, processor, rows, run.classes), known
 
 
 def _score_masks(texts: datasets.Dataset, predictions: list[dict[str, Any]], seen: SeenMasks) -> dict[str, dict]:

@@ -5,12 +5,16 @@ from typing import Any
 
 import numpy as np
 
+from ..data.classes import ROADS_AND_BUILDINGS, Classes
 from ..data.questions import TASKS, parse_count, parse_grid, parse_yes_no, question_task, says_change
 from .captions import Protocol, score_by_change
 from .metrics import bootstrap_interval, figure_of, score_counts, score_dialogues, score_grids, score_yes_no
 
-_READ: dict[str, Callable[[str], Any]] = {"binary": parse_yes_no, "count": parse_count, "grid": parse_grid}
-_CLASSES = ("roads", "buildings")
+_READ: dict[str, Callable[[str, Classes], Any]] = {
+    "binary": lambda answer, classes: parse_yes_no(answer),
+    "count": parse_count,
+    "grid": parse_grid,
+}
 
 
 class Case:
@@ -25,11 +29,13 @@ class Case:
         score (`float`): how good the answers are, 0 to 1, to sort cases of one task by.
         parts (`dict[str, Sequence[float]]`): by figure, what this row adds to the sums that it is made of, see
             [`~evaluation.metrics.figure_of`]. Empty where the right answer cannot be read.
+        classes ([`Classes`]): what is counted and placed.
     """
 
-    def __init__(self, index: int, row: dict, prediction: dict):
+    def __init__(self, index: int, row: dict, prediction: dict, classes: Classes = ROADS_AND_BUILDINGS):
         self.index = index
         self.row = row
+        self.classes = classes
         self.error: str | None = prediction.get("error")
         self.answers: list[str] = prediction.get("answers") or [""] * len(row["turns"])
         self.score = 0.0
@@ -40,9 +46,18 @@ class Case:
         """What the last answer is compared with."""
         return self.row["captions"] or [self.row["turns"][-1]["answer"]]
 
+    def read(self, answer: str, task: str | None = None) -> Any:
+        """What an answer to the row's task, or another, says by the task's grammar; None if it cannot be read."""
+        return _READ[task or self.row["task"]](answer, self.classes)
+
 
 def evaluate_predictions(
-    rows: Iterable[dict], predictions: Sequence[dict], protocol: Protocol | None = None, *, intervals: bool = True
+    rows: Iterable[dict],
+    predictions: Sequence[dict],
+    protocol: Protocol | None = None,
+    *,
+    intervals: bool = True,
+    classes: Classes = ROADS_AND_BUILDINGS,
 ) -> tuple[dict[str, dict], list[Case]]:
     """
     Figures for each task that the rows have.
@@ -53,6 +68,7 @@ def evaluate_predictions(
         protocol ([`Protocol`], *optional*): for captions and open questions; defaults to `coco`.
         intervals (`bool`, *optional*, defaults to `True`): with 95 % bootstrap confidence intervals (not for METEOR,
             whose sums are Java's own).
+        classes ([`Classes`], *optional*): of the data set, see [`find_classes`]; by default roads and buildings.
 
     Returns:
         `tuple[dict[str, dict], list[Case]]`: figures by task, and all cases. Every task has `samples`, `failed` (rows
@@ -72,7 +88,7 @@ def evaluate_predictions(
         answers = prediction.get("answers")
         if answers is not None and (isinstance(answers, str) or len(answers) != len(row["turns"])):
             raise ValueError(f"Prediction {index} must have a list of {len(row['turns'])} answers, got {answers!r}.")
-        cases[row["task"]].append(Case(index, row, prediction))
+        cases[row["task"]].append(Case(index, row, prediction, classes))
     results = {}
     for task, found in cases.items():
         if found:
@@ -98,20 +114,19 @@ def _resampled(score: Callable[[list, list], dict], predictions: list, truths: l
 
 def unreadable(case: Case) -> bool:
     """Whether a case's right answer cannot be read, so that nothing can be said about the given one."""
-    task = case.row["task"]
-    return task in _READ and _READ[task](case.row["turns"][0]["answer"]) is None
+    return case.row["task"] in _READ and case.read(case.row["turns"][0]["answer"]) is None
 
 
-def _readable(cases: list[Case], task: str) -> tuple[list[Case], list, list]:
+def _readable(cases: list[Case]) -> tuple[list[Case], list, list]:
     """Cases with a right answer that can be read, those answers, and the predicted ones."""
-    truths = [_READ[task](case.row["turns"][0]["answer"]) for case in cases]
+    truths = [case.read(case.row["turns"][0]["answer"]) for case in cases]
     kept = [(case, truth) for case, truth in zip(cases, truths, strict=True) if truth is not None]
-    predictions = [_READ[task](case.answers[0]) for case, _ in kept]
+    predictions = [case.read(case.answers[0]) for case, _ in kept]
     return [case for case, _ in kept], [truth for _, truth in kept], predictions
 
 
 def _binary(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dict:
-    kept, truths, predictions = _readable(cases, "binary")
+    kept, truths, predictions = _readable(cases)
     result: dict[str, Any] = {"samples": len(kept), "unreadable_truths": len(cases) - len(kept)}
     if not kept:
         return result
@@ -128,11 +143,11 @@ def _binary(cases: list[Case], protocol: Protocol | None, intervals: bool) -> di
 
 
 def _count(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dict:
-    kept, truths, predictions = _readable(cases, "count")
+    kept, truths, predictions = _readable(cases)
     result: dict[str, Any] = {"samples": len(kept), "unreadable_truths": len(cases) - len(kept)}
     if not kept:
         return result
-    for number, name in enumerate(_CLASSES):
+    for number, name in enumerate(kept[0].classes.plurals):
         numbers = [None if predicted is None else predicted[number] for predicted in predictions]
         right = [truth[number] for truth in truths]
         result[name] = score_counts(numbers, right)
@@ -144,18 +159,17 @@ def _count(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dic
         if intervals:
             result[name]["intervals"] = {"mae": _interval(errors), "exact": _interval(exact)}
     for case, predicted, truth in zip(kept, predictions, truths, strict=True):
-        case.score = (
-            0.0 if predicted is None else 1 / (1 + abs(predicted[0] - truth[0]) + abs(predicted[1] - truth[1]))
-        )
+        if predicted is not None:
+            case.score = 1 / (1 + sum(abs(said - right) for said, right in zip(predicted, truth, strict=True)))
     return result
 
 
 def _grid(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dict:
-    kept, truths, predictions = _readable(cases, "grid")
+    kept, truths, predictions = _readable(cases)
     result: dict[str, Any] = {"samples": len(kept), "unreadable_truths": len(cases) - len(kept)}
     if not kept:
         return result
-    for number, name in enumerate(_CLASSES):
+    for number, name in enumerate(kept[0].classes.plurals):
         listed = [None if predicted is None else predicted[number] for predicted in predictions]
         right = [truth[number] for truth in truths]
         result[name] = score_grids(listed, right)
@@ -169,7 +183,7 @@ def _grid(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dict
             }
     for case, predicted, truth in zip(kept, predictions, truths, strict=True):
         if predicted is not None:
-            case.score = float(np.mean([predicted[number] == truth[number] for number in range(2)]))
+            case.score = float(np.mean([said == right for said, right in zip(predicted, truth, strict=True)]))
     return result
 
 
@@ -216,7 +230,7 @@ def _caption(cases: list[Case], protocol: Protocol | None, intervals: bool) -> d
 
 def _open(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dict:
     result = _texts(cases, protocol, intervals)
-    exact = [_same(case.answers[-1], case.row["turns"][-1]["answer"], "open") for case in cases]
+    exact = [_same(case, case.answers[-1], case.row["turns"][-1]["answer"], "open") for case in cases]
     for case, right in zip(cases, exact, strict=True):
         case.parts["exact"] = (right, 1)
     result["exact"] = float(np.mean(exact))
@@ -226,12 +240,12 @@ def _open(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dict
 def _dialogue(cases: list[Case], protocol: Protocol | None, intervals: bool) -> dict:
     right, consistent, unparsed = [], [], 0
     for case in cases:
-        tasks = [question_task(turn["question"]) for turn in case.row["turns"]]
+        tasks = [question_task(turn["question"], case.classes) for turn in case.row["turns"]]
         turns = list(zip(tasks, case.answers, case.row["turns"], strict=True))
-        right.append([_same(answer, turn["answer"], task) for task, answer, turn in turns])
+        right.append([_same(case, answer, turn["answer"], task) for task, answer, turn in turns])
         case.score = float(np.mean(right[-1]))
         case.parts = {"turns": (sum(right[-1]), len(right[-1])), "whole": (all(right[-1]), 1)}
-        read = {task: _READ[task](answer) for task, answer, _ in turns if task in _READ}
+        read = {task: case.read(answer, task) for task, answer, _ in turns if task in _READ}
         unparsed += sum(value is None for value in read.values())
         if "binary" in read and "count" in read:
             counts = read["count"]
@@ -245,10 +259,10 @@ def _dialogue(cases: list[Case], protocol: Protocol | None, intervals: bool) -> 
     return result
 
 
-def _same(answer: str, truth: str, task: str) -> bool:
+def _same(case: Case, answer: str, truth: str, task: str) -> bool:
     """Whether two answers say the same: as read by the task's grammar, or word for word where that cannot read it."""
     if task in _READ:
-        one, other = _READ[task](answer), _READ[task](truth)
+        one, other = case.read(answer, task), case.read(truth, task)
         if other is not None:
             return one is not None and bool(np.array_equal(np.asarray(one), np.asarray(other)))
     return _plain(answer) == _plain(truth)

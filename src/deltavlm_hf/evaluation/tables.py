@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.classes import ROADS_AND_BUILDINGS, Classes
 from . import published
 
 HERE = "measured here"
@@ -84,13 +85,16 @@ def _show(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
-def make_tables(systems: dict[str, Results], published_tasks: Collection[str] = ()) -> list[Table]:
+def make_tables(
+    systems: dict[str, Results], published_tasks: Collection[str] = (), classes: Classes = ROADS_AND_BUILDINGS
+) -> list[Table]:
     """
     Args:
         systems (`dict[str, dict[str, dict]]`): figures by task, see [`evaluate_predictions`], by name of the system:
             the model first, baselines after it.
         published_tasks (`Collection[str]`, *optional*): the tasks beside whose figures the paper's stand, see
             [`published_tasks`]; by default none.
+        classes ([`Classes`], *optional*): of the data set; by default roads and buildings.
 
     Returns:
         `list[Table]`: one for each of the paper's tables that there are figures for. In percent, but for counts.
@@ -100,11 +104,11 @@ def make_tables(systems: dict[str, Results], published_tasks: Collection[str] = 
         *_text_tables(systems, "open", "Open questions", published.OPEN, published_tasks),
         *_exact_table(systems),
         *_yes_no_tables(systems, published_tasks),
-        *_count_table(systems, published_tasks),
-        *_grid_tables(systems, published_tasks),
+        *_count_table(systems, published_tasks, classes.plurals),
+        *_grid_tables(systems, published_tasks, classes.plurals),
         *_dialogue_table(systems),
         *_mask_tables(systems),
-        *_agreement_table(systems),
+        *_agreement_table(systems, classes.plurals),
     ]
     return [table for table in tables if table.rows]
 
@@ -148,20 +152,25 @@ def _yes_no_tables(systems: dict[str, Results], published_tasks: Collection[str]
     yield from (asked, read)
 
 
-def _count_table(systems: dict[str, Results], published_tasks: Collection[str]) -> Iterator[Table]:
-    table = Table("Counting", (*published.COUNT_COLUMNS, "roads exact %", "buildings exact %", "unparsed"))
+def _count_table(
+    systems: dict[str, Results], published_tasks: Collection[str], kinds: Sequence[str]
+) -> Iterator[Table]:
+    errors = [f"{kind} {figure}" for kind in kinds for figure in ("mae", "rmse")]
+    table = Table("Counting", (*errors, *(f"{kind} exact %" for kind in kinds), "unparsed"))
     for name, figures in _having(systems, "count"):
-        if "roads" in figures:
-            errors = [figures[kind][figure] for kind in ("roads", "buildings") for figure in ("mae", "rmse")]
-            exact = [100 * figures[kind]["exact"] for kind in ("roads", "buildings")]
-            table.rows.append((name, [*errors, *exact, figures["roads"]["unparsed"]], HERE))
+        if kinds[0] in figures:
+            shown = [figures[kind][figure] for kind in kinds for figure in ("mae", "rmse")]
+            exact = [100 * figures[kind]["exact"] for kind in kinds]
+            table.rows.append((name, [*shown, *exact, figures[kinds[0]]["unparsed"]], HERE))
     if table.rows and "count" in published_tasks:
         table.rows += _published(published.COUNT, empty=3)
     yield table
 
 
-def _grid_tables(systems: dict[str, Results], published_tasks: Collection[str]) -> Iterator[Table]:
-    for kind in ("roads", "buildings"):
+def _grid_tables(
+    systems: dict[str, Results], published_tasks: Collection[str], kinds: Sequence[str]
+) -> Iterator[Table]:
+    for kind in kinds:
         table = Table(f"3x3 grid, {kind}", (*published.GRID_COLUMNS, "jaccard_empty_is_1", "hamming", "unparsed"))
         for name, figures in _having(systems, "grid", kind):
             shown = [100 * figures[column] for column in table.columns[:-1]]
@@ -211,11 +220,8 @@ def _mask_tables(systems: dict[str, Results]) -> Iterator[Table]:
     yield table
 
 
-def _agreement_table(systems: dict[str, Results]) -> Iterator[Table]:
-    wanted = [
-        ("binary", "all"),
-        *((task, kind) for task in ("count", "grid") for kind in ("roads", "buildings", "all")),
-    ]
+def _agreement_table(systems: dict[str, Results], kinds: Sequence[str]) -> Iterator[Table]:
+    wanted = [("binary", "all"), *((task, kind) for task in ("count", "grid") for kind in (*kinds, "all"))]
     names = ("yes or no", *(f"{task}, {kind}" for task, kind in wanted[1:]))
     table = Table("Words and masks of one model agree", names, notes=[_AGREEMENT_NOTE])
     for name, figures in _having(systems, "agreement"):

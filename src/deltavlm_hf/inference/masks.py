@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 from transformers.image_utils import ImageInput
 
+from ..data.classes import Classes, classes_of
 from ..data.masks import to_mask
 from ..files import write_bytes
 from ..modeling import DeltaVLMForConditionalGeneration
@@ -20,6 +21,7 @@ def predict_mask(
     before: ImageInput,
     after: ImageInput,
     size: tuple[int, int] | None = None,
+    classes: Classes | None = None,
 ) -> np.ndarray:
     """
     Which pixels changed, by a model's own masks.
@@ -30,11 +32,12 @@ def predict_mask(
         before: the image of the first date, anything that [`DeltaVLMImageProcessor`] takes.
         after: the image of the second date.
         size (`tuple[int, int]`, *optional*): height and width of the mask; by default those of `after`.
+        classes ([`Classes`], *optional*): whose values the mask has; by default those that the model learnt.
 
     Returns:
-        `np.ndarray` of shape `(H, W)`, uint8: 0 where nothing changed, 128 (road), 255 (building), or the numbers of
-        other classes, from 1 on, in the order of `mask_classes`. A pixel has the class with the highest probability,
-        if that is above one half.
+        `np.ndarray` of shape `(H, W)`, uint8: 0 where nothing changed, else the value of a class, such as 128 (road)
+        and 255 (building), or, where `classes` do not say it, its number in `mask_classes`, from 1 on. A pixel has the
+        class with the highest probability, if that is above one half.
 
     Raises:
         ValueError: if the model makes no masks, or an image cannot be used.
@@ -45,7 +48,8 @@ def predict_mask(
         size = image_processor.process_image(pair[1]).shape[1:]
     pixel_values = processor(images=[pair], return_tensors="pt")["pixel_values"]
     probabilities = model.segment(pixel_values=pixel_values.to(model.device, model.dtype))  # (1, K, h, w)
-    return to_mask(resize(probabilities, size)[0].cpu().numpy(), model.config.mask_classes or ())
+    found = resize(probabilities, size)[0].cpu().numpy()
+    return to_mask(found, model.config.mask_classes or (), classes or classes_of(model.config))
 
 
 def write_mask(path: str | os.PathLike, mask: np.ndarray) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.questions import question_task
+from ..data.questions import GRID
 from ..data.rules import CELLS
 
 TURNS = 8  # quarter turns to the left, 0 to 3; 4 to 7 the same, then flipped left to right
@@ -15,6 +15,7 @@ TURNS = 8  # quarter turns to the left, 0 to 3; 4 to 7 the same, then flipped le
 _QUARTERS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 _CELL = "|".join(CELLS)
 _CELL_LIST = re.compile(rf"(?<![\w-])(?:{_CELL})(?:, (?:{_CELL}))*(?![\w-])")
+_GRID = re.compile(re.escape(GRID), re.IGNORECASE)
 _DIRECTION = re.compile(
     r"\b(?:left|right|top|bottom|upper|lower|above|below|north\w*|south\w*|east\w*|west\w*|vertical\w*|horizontal\w*)\b",
     re.IGNORECASE,
@@ -89,7 +90,7 @@ def turn_text(text: str, turn: int) -> str:
 
 def names_direction(text: str) -> bool:
     """Whether a text says where something is in other words than cells. The grid instruction's do not count."""
-    return question_task(text) != "grid" and _DIRECTION.search(_CELL_LIST.sub("", text)) is not None
+    return _DIRECTION.search(_CELL_LIST.sub("", _GRID.sub("", " ".join(text.split())))) is not None
 
 
 def _new_cells(turn: int) -> list[int]:

@@ -23,6 +23,12 @@ def add_pairs(command: argparse.ArgumentParser, name: str, splits: tuple[str, ..
     )
     add_argument("--captions", type=Path, metavar="FILE", help='{"name.png": [captions]}, or LEVIR-CC\'s')
     add_argument("--masks", type=Path, metavar="DIR", help="default: `label` beside A; or label/x.png, x_mask.png")
+    add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="what masks mark, see docs/data.md (default: classes.yaml in DIR of --images, else roads and buildings)",
+    )
     add_argument("--binary-masks", action="store_true", help="masks have one class, taken for buildings")
     add_argument("--min-area", type=positive_integer, metavar="PIXELS", help="of what is counted")
     add_argument("--min-cell-area", type=positive_integer, metavar="PIXELS", help="of change in a cell")
@@ -40,6 +46,7 @@ def find_pairs_of(args: argparse.Namespace):
 
 def build_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """[`add_pairs`]'s other arguments, for building and for writing."""
+    from ...data.classes import classes_in, read_classes
     from ...data.rules import LEVIR, Thresholds
 
     return {
@@ -47,4 +54,5 @@ def build_kwargs(args: argparse.Namespace) -> dict[str, Any]:
         "name": args.name,
         "thresholds": Thresholds(args.min_area or LEVIR.min_area, args.min_cell_area or LEVIR.min_cell_area),
         "binary_masks": args.binary_masks,
+        "classes": read_classes(args.classes) if args.classes else classes_in(args.images),
     }

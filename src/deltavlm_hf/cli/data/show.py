@@ -24,6 +24,6 @@ def run(args: argparse.Namespace) -> int:
     from ...data.show import choose_rows, write_sheet
 
     choice = {"split": args.split, "task": args.task, "number": args.number, "seed": args.seed}
-    rows, title = choose_rows(args.source, args.images, **choice, revision=args.revision)
-    print(f"{args.output}: {write_sheet(rows, args.output, title)} records")
+    rows, title, classes = choose_rows(args.source, args.images, **choice, revision=args.revision)
+    print(f"{args.output}: {write_sheet(rows, args.output, title, classes)} records")
     return 0

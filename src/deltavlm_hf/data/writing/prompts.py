@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from ..build import Pair
+from ..classes import NEW, ROADS_AND_BUILDINGS, Classes
 from ..questions import Turns, format_count, format_grid
 from ..rules import CELLS, LEVIR, Thresholds, find_objects, load_mask, read_facts
 
@@ -170,18 +171,24 @@ def _turns_wanted(task: str, settings: Settings) -> tuple[int, int]:
     return (settings.questions, settings.questions) if task == "open" else (2, settings.turns)
 
 
-def describe(pair: Pair, thresholds: Thresholds = LEVIR, binary_masks: bool = False) -> str:
+def describe(
+    pair: Pair,
+    thresholds: Thresholds = LEVIR,
+    binary_masks: bool = False,
+    classes: Classes = ROADS_AND_BUILDINGS,
+) -> str:
     """What the model is told about a pair: captions, counts, cells, and each object's cell, size and box."""
     lines = []
     if pair.captions:
         lines += ["Captions by people who saw both images:", *(f"- {caption}" for caption in pair.captions)]
     if pair.mask is not None:
-        mask = load_mask(pair.mask, binary_masks)
-        facts = read_facts(mask, thresholds)
+        mask = load_mask(pair.mask, binary_masks, classes)
+        facts = read_facts(mask, thresholds, classes)
         lines += [f"Counted: {format_count(facts)}", f"Cells of a 3x3 grid with change: {format_grid(facts)}"]
-        objects = find_objects(mask, thresholds)
+        objects = find_objects(mask, thresholds, classes)
         if objects:
             height, width = mask.shape
-            lines.append(f"New objects (left, top, right, bottom in pixels of {width} x {height}):")
+            kind = "New" if all(each.how == NEW for each in classes) else "Changed"
+            lines.append(f"{kind} objects (left, top, right, bottom in pixels of {width} x {height}):")
             lines += [f"- {item.kind}, {CELLS[item.cell]}, {item.area} pixels, box {item.box}" for item in objects]
     return "\n".join(lines)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from ...journal import Journal
-from ..build import FILE_SUFFIX, SPLITS, Pair, facts_of, pair_changed
+from ..build import FILE_SUFFIX, SPLITS, Pair, facts_of, pair_changed, refuse_other_classes
+from ..classes import ROADS_AND_BUILDINGS, Classes, write_classes
 from ..questions import Turns
 from ..records import Record, write_records
 from ..rules import LEVIR, Facts, Thresholds
@@ -94,6 +95,7 @@ def write_dataset(
     tasks: Sequence[str] = WRITTEN_TASKS,
     thresholds: Thresholds = LEVIR,
     binary_masks: bool = False,
+    classes: Classes = ROADS_AND_BUILDINGS,
     max_tokens: int | None = None,
     retry_set_aside: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -123,6 +125,7 @@ def write_dataset(
         tasks (`Sequence[str]`, *optional*): `open`, `dialogue` or both.
         thresholds ([`Thresholds`], *optional*): what is too small to count.
         binary_masks (`bool`, *optional*, defaults to `False`): masks have one class, taken for buildings.
+        classes ([`Classes`], *optional*): what masks mark, see [`build_dataset`].
         max_tokens (`int`, *optional*): the budget of this run. Once it is spent nothing more is asked; what is under
             way is waited for and kept, so that the last requests can go beyond it.
         retry_set_aside (`bool`, *optional*, defaults to `False`): ask again what earlier runs set aside.
@@ -141,6 +144,7 @@ def write_dataset(
         raise ValueError(f"Tasks that a chat model can write are {', '.join(WRITTEN_TASKS)}; got {', '.join(tasks)}.")
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}, expected one of {', '.join(SPLITS)}.")
+    refuse_other_classes(output, classes)
     endpoint = connect(base_url, settings)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,18 +159,21 @@ def write_dataset(
             finished = {**({} if retry_set_aside else set_aside.entries), **written.entries}
             jobs = [
                 _Job(pair, task, notes)
-                for pair, notes in zip(pairs, _describe_all(pairs, thresholds, binary_masks), strict=True)
+                for pair, notes in zip(pairs, _describe_all(pairs, thresholds, binary_masks, classes), strict=True)
                 for task in dict.fromkeys(tasks)
             ]
             waiting = [job for job in jobs if finished.get(job.key, {}).get("notes") != job.digest]
             summary.resumed = len(jobs) - len(waiting)
+            write_classes(folder, classes)
             try:
                 _run(waiting, endpoint, written, set_aside, summary, settings, max_tokens, progress)
             finally:
                 for task in dict.fromkeys(tasks):
                     path = Path(f"{stem}{FILE_SUFFIX[task]}.json")
                     of_task = [job for job in jobs if job.task == task]
-                    records = _records(of_task, written, lambda pair: facts_of(pair, thresholds, binary_masks))
+                    records = _records(
+                        of_task, written, lambda pair: facts_of(pair, thresholds, binary_masks, classes)
+                    )
                     summary.records[task] = write_records(path, records)
                     summary.files.append(str(path))
     except Timeout:
@@ -191,12 +198,12 @@ class _Job:
         return hashlib.sha256(self.notes.encode()).hexdigest()[:16]
 
 
-def _describe_all(pairs: Sequence[Pair], thresholds: Thresholds, binary_masks: bool) -> list[str]:
+def _describe_all(pairs: Sequence[Pair], thresholds: Thresholds, binary_masks: bool, classes: Classes) -> list[str]:
     """The notes about all pairs, before anything is asked: what is wrong with masks is told now, and at once."""
     notes, problems = [], []
     for pair in pairs:
         try:
-            notes.append(describe(pair, thresholds, binary_masks))
+            notes.append(describe(pair, thresholds, binary_masks, classes))
         except ValueError as error:
             problems.append(str(error))
     if problems:
