@@ -18,7 +18,7 @@ from deltavlm_hf.cli import main
 from deltavlm_hf.data.questions import FOLLOW_UPS, INSTRUCTIONS
 from deltavlm_hf.data.scenes import generate_scene
 from deltavlm_hf.inference import answer
-from deltavlm_hf.inference.results import COLUMNS
+from deltavlm_hf.inference.results import columns_of
 
 SEED = 4_600_005  # beyond all that the shipped model was trained or tested on
 QUESTIONS = ["binary", "count", "grid", "How many buildings were built?"]
@@ -75,12 +75,12 @@ def test_every_form_of_output_has_the_same_rows(whole, folder, tmp_path):
     assert (tmp_path / "answers.jsonl").read_bytes() == whole.read_bytes()  # twice the same bytes
     table = parquet.read_table(tmp_path / "answers.parquet")
     assert table.to_pylist() == rows_of(whole)
-    assert [table.schema.field(name).type for name in COLUMNS.names] == COLUMNS.types
+    assert [table.schema.field(name).type for name in columns_of().names] == columns_of().types
     types = {name: pa.string() for name in table.column_names}
     read = csv.read_csv(
         tmp_path / "answers.csv",
         convert_options=csv.ConvertOptions(
-            column_types=types | {name: COLUMNS.field(name).type for name in ("changed", "roads", "buildings")},
+            column_types=types | {name: columns_of().field(name).type for name in ("changed", "roads", "buildings")},
             strings_can_be_null=True,
             quoted_strings_can_be_null=False,
         ),

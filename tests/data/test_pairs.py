@@ -13,7 +13,7 @@ from pyarrow import parquet
 from deltavlm_hf.data.asked import meaning_of, meanings, questions_of
 from deltavlm_hf.data.pairs import find_pair_table
 from deltavlm_hf.data.questions import INSTRUCTIONS
-from deltavlm_hf.inference.results import COLUMNS
+from deltavlm_hf.inference.results import columns_of
 from deltavlm_hf.processing.reading import read_image
 
 OTHERS = [
@@ -166,7 +166,7 @@ def test_what_answers_mean():
         assert tuple(found) == meanings()
         return {name: value for name, value in found.items() if value is not None}
 
-    assert set(meanings()) < set(COLUMNS.names)
+    assert set(meanings()) < set(columns_of().names)
     assert said("binary", "Yes.") == {"changed": True} and said("binary", "no") == {"changed": False}
     assert said("count", "no new roads, 2 new buildings") == {"roads": 0, "buildings": 2}
     assert said("grid", "roads: [] buildings: [top-left, center-center]") == {

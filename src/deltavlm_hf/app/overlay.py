@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from ..data.classes import ROADS_AND_BUILDINGS, Classes
 from ..data.masks import class_colours, class_values
 
 MOST = 0.75  # how much of the image the strongest heat covers, and a mask all over
@@ -40,26 +41,30 @@ def heat_layer(heat: np.ndarray, top: float | None = None) -> Image.Image:
     return Image.fromarray(np.rint(np.concatenate([colours, 255 * MOST * strength], -1)).astype(np.uint8))
 
 
-def mask_layer(mask: np.ndarray, classes: Sequence[str]) -> tuple[Image.Image, dict[str, str]]:
+def mask_layer(
+    mask: np.ndarray, names: Sequence[str], classes: Classes = ROADS_AND_BUILDINGS
+) -> tuple[Image.Image, dict[str, str]]:
     """
     A mask, each class in its colour.
 
     Args:
         mask (`np.ndarray` of shape `(H, W)`, uint8): see [`predict_mask`].
-        classes (`Sequence[str]`): of the model that made it.
+        names (`Sequence[str]`): the `mask_classes` of the model that made it.
+        classes ([`Classes`], *optional*): whose values and colours they have; by default roads and buildings.
 
     Returns:
         `tuple[PIL.Image.Image, dict[str, str]]`: RGBA, of the mask's size; and for each class the CSS colour.
     """
     pixels = np.zeros((*mask.shape, 4), np.uint8)
-    for kind, value in class_values(classes).items():
-        pixels[mask == value] = (*class_colours(classes)[kind][1], round(255 * MOST))
-    return Image.fromarray(pixels), css_colours(classes)
+    colours = class_colours(names, classes)
+    for kind, value in class_values(names, classes).items():
+        pixels[mask == value] = (*colours[kind], round(255 * MOST))
+    return Image.fromarray(pixels), css_colours(names, classes)
 
 
-def css_colours(classes: Sequence[str]) -> dict[str, str]:
+def css_colours(names: Sequence[str], classes: Classes = ROADS_AND_BUILDINGS) -> dict[str, str]:
     """For each class its colour, as a page has it."""
-    return {kind: "#{:02x}{:02x}{:02x}".format(*colour) for kind, (_, colour) in class_colours(classes).items()}
+    return {kind: "#{:02x}{:02x}{:02x}".format(*colour) for kind, colour in class_colours(names, classes).items()}
 
 
 def embed(image: Image.Image, kind: str = "png") -> str:

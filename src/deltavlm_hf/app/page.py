@@ -32,7 +32,8 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from ..data.questions import INSTRUCTIONS, parse_grid
+from ..data.classes import ROADS_AND_BUILDINGS, Classes, classes_of
+from ..data.questions import parse_grid, wording
 from ..data.scenes import generate_scene
 from ..inference import ChangeSession, answer, ask_pairs, predict_mask
 from ..inference.loading import name_model
@@ -56,12 +57,14 @@ from .telling import (
 
 logger = logging.getLogger(__name__)
 
-TASKS = {
-    "What changed?": INSTRUCTIONS["caption"],
-    "Any change?": INSTRUCTIONS["binary"],
-    "How many?": INSTRUCTIONS["count"],
-    "Where?": INSTRUCTIONS["grid"],
-}
+
+def tasks_of(classes: Classes) -> dict[str, str]:
+    """What the buttons ask, about the classes that the model knows."""
+    names = {"What changed?": "caption", "Any change?": "binary", "How many?": "count", "Where?": "grid"}
+    return {name: wording(classes).instructions[task] for name, task in names.items()}
+
+
+TASKS = tasks_of(ROADS_AND_BUILDINGS)
 MAX_QUESTION = 1000  # characters
 MAX_SECONDS = 120  # for one answer
 MAX_SEEN = 10  # answers whose heat maps are kept
@@ -154,7 +157,7 @@ def build(
         outputs = [question, chat]
         question.submit(visits.converse, [question, visit], outputs, **talk)
         send.click(visits.converse, [question, visit], outputs, **talk)
-        for button, instruction in zip(tasks, TASKS.values(), strict=True):
+        for button, instruction in zip(tasks, visits.tasks.values(), strict=True):
             button.click(visits.converse, [gr.State(instruction), visit], outputs, **talk)
         scan.click(visits.scan, visit, chat, **talk)
         stop.click(visits.halt, visit, **light)
@@ -221,6 +224,8 @@ class _Visits:
         self.seeds: dict[tuple[str | None, ...], int] = {
             tuple(pair): seed for pair, seed in zip(examples, EXAMPLE_SEEDS, strict=True)
         }
+        self.classes = classes_of(model.config)
+        self.tasks = tasks_of(self.classes)
         self.note = f"{note[0].upper()}{note[1:]}" if note else ""
         self.turns = turns
 
@@ -269,15 +274,19 @@ class _Visits:
         size.thumbnail((SHOWN, SHOWN))
         with self.turns:
             mask = predict_mask(self.model, self.processor, before.picture, after.picture, size.size[::-1])
-        picture, colours = mask_layer(mask, classes)
+        picture, colours = mask_layer(mask, classes, self.classes)
         return {"url": embed(picture), "colours": colours}
+
+    def _as_shown(self, question: str) -> str:
+        """A fixed instruction by the words on its button."""
+        return next((name for name, instruction in self.tasks.items() if instruction == question), question)
 
     def _conversation(self, visit: Visit, *unfinished: dict[str, Any]) -> dict[str, Any]:
         """All that the page is told of it."""
         turns = [dict(turn) for turn in (*visit.turns, *unfinished)]  # gradio compares what it is given one by one
         told = {"turns": turns, "about": visit.about, "snippets": {}}
         if visit.session is not None:
-            question = visit.session.history[-1][0] if visit.session.history else TASKS["What changed?"]
+            question = visit.session.history[-1][0] if visit.session.history else self.tasks["What changed?"]
             before, after = (visit.about[date]["name"] for date in ("before", "after"))
             told["snippets"] = snippets(self.model.config.name_or_path, before, after, question, visit.seed)
         return told
@@ -289,22 +298,31 @@ class _Visits:
                 raise _refusal("Give two images first: before and after.")
             question = _question(question, self.processor, visit.session.history)
             visit.stop.clear()
-            turn: dict[str, Any] = {"question": question, "asked": _as_shown(question), "answer": "", "done": False}
+            turn: dict[str, Any] = {
+                "question": question,
+                "asked": self._as_shown(question),
+                "answer": "",
+                "done": False,
+            }
             yield "", self._conversation(visit, turn)
             try:
                 answering = stream_answer(visit.session, question, visit.stop, self.turns)
                 async with aclosing(_in_thread(answering)) as pieces:
                     async for piece in pieces:
                         turn["answer"] += piece
-                        if (cells := cells_so_far(turn["answer"])) is not None:
-                            turn |= {"cells": cells_to_draw(*cells), "across": 3, "box": [0, 0, 1, 1]}
+                        if (cells := cells_so_far(turn["answer"], self.classes)) is not None:
+                            turn |= {"cells": cells_to_draw(cells, self.classes), "across": 3, "box": [0, 0, 1, 1]}
                         yield gr.skip(), self._conversation(visit, turn)
                 turn["answer"] = visit.session.history[-1][1]
                 turn |= await anyio.to_thread.run_sync(self._evidence, visit.session)
             except Exception:
                 yield gr.skip(), self._conversation(visit)
                 raise
-            turn |= {"meaning": explain_answer(question, turn["answer"]), "note": visit.note, "done": True}
+            turn |= {
+                "meaning": explain_answer(question, turn["answer"], self.classes),
+                "note": visit.note,
+                "done": True,
+            }
             visit.turns.append(turn)
             for old in visit.turns[:-MAX_SEEN]:
                 old |= {"attention": None, "change": None}
@@ -317,16 +335,16 @@ class _Visits:
                 raise _refusal("Give two images of a large scene first.")
             visit.stop.clear()
             pairs, box = await anyio.to_thread.run_sync(self._cut, visit)
-            turn: dict[str, Any] = {"question": INSTRUCTIONS["grid"], "asked": "Scan the middle", "done": False}
+            turn: dict[str, Any] = {"question": self.tasks["Where?"], "asked": "Scan the middle", "done": False}
             turn |= {"across": 3 * TILES, "box": box, "note": visit.note, "answer": ""}
             yield self._conversation(visit, turn)
             grids = []
             try:
                 async with aclosing(_in_thread(self._ask_tiles(pairs))) as answers:
                     async for text in answers:
-                        grids.append(parse_grid(text))
-                        turn["answer"] = explain_scan(grids, len(pairs))
-                        turn["cells"] = cells_to_draw(*join_grids(grids, TILES))
+                        grids.append(parse_grid(text, self.classes))
+                        turn["answer"] = explain_scan(grids, len(pairs), self.classes)
+                        turn["cells"] = cells_to_draw(join_grids(grids, TILES, self.classes), self.classes)
                         if visit.stop.is_set():
                             break
                         yield self._conversation(visit, turn)
@@ -343,7 +361,7 @@ class _Visits:
 
     def _ask_tiles(self, pairs: list[tuple[Image.Image, Image.Image]]) -> Generator[str, None, None]:
         options: dict[str, Any] = {"batch_size": TILES, "max_time": MAX_SECONDS / TILES}
-        answers = ask_pairs(self.model, self.processor, pairs, [INSTRUCTIONS["grid"]], **options)
+        answers = ask_pairs(self.model, self.processor, pairs, [self.tasks["Where?"]], **options)
         while True:
             with self.turns:  # of each batch, not of all for as long as they are read
                 said = next(answers, None)
@@ -392,11 +410,6 @@ async def _in_thread(items: Generator[Any, None, None]) -> AsyncGenerator[Any, N
             yield item
     finally:  # it waits for the model, as nothing else should
         await anyio.to_thread.run_sync(items.close)
-
-
-def _as_shown(question: str) -> str:
-    """A fixed instruction by the words on its button."""
-    return next((name for name, instruction in TASKS.items() if instruction == question), question)
 
 
 def launch(page: gr.Blocks, **kwargs: Any) -> None:

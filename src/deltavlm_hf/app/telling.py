@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from huggingface_hub import hf_hub_download
 
-from ..data.questions import parse_count, parse_grid, parse_yes_no, question_task
+from ..data.classes import ROADS_AND_BUILDINGS, STATED, ChangeClass, Classes
+from ..data.questions import classes_named, join_words, parse_count, parse_grid, parse_yes_no, question_task
 from ..data.rules import CELLS
 from ..inference.loading import SHIPPED, name_model
 from .overlay import css_colours
@@ -51,53 +52,55 @@ def trained_on(model_path: str, revision: str | None = None) -> tuple[str, list[
     return textwrap.shorten("; ".join(bold or points[:1]), _SHORT, placeholder=" …"), points
 
 
-def cells_so_far(answer: str) -> tuple[np.ndarray, np.ndarray] | None:
+def cells_so_far(answer: str, classes: Classes = ROADS_AND_BUILDINGS) -> tuple[np.ndarray, ...] | None:
     """The cells that an answer has named, though it may not be whole yet, see [`parse_grid`]."""
     whole = answer[: max(map(answer.rfind, ",[]")) + 1].rstrip(",")
     if whole.count("[") > whole.count("]"):
         whole += "]"
-    if whole.count("[") == 1:
-        whole += " roads: []" if "building" in whole.lower() else " buildings: []"
-    return parse_grid(whole)
+    if "[" in whole:
+        named = classes_named(whole, classes)
+        whole += "".join(f" {each.plural}: []" for each in classes if each not in named)
+    return parse_grid(whole, classes)
 
 
-def cells_to_draw(roads: np.ndarray, buildings: np.ndarray) -> list[dict[str, Any]]:
+def cells_to_draw(grid: Sequence[np.ndarray], classes: Classes = ROADS_AND_BUILDINGS) -> list[dict[str, Any]]:
     """For the page: numbers of cells, row by row, of each class."""
-    colours = css_colours(("road", "building"))
+    colours = css_colours(classes.names, classes)
     return [
         {"kind": kind, "colour": colours[kind], "cells": np.flatnonzero(cells).tolist()}
-        for kind, cells in (("road", roads), ("building", buildings))
+        for kind, cells in zip(classes.names, grid, strict=True)
     ]
 
 
-def explain_answer(question: str, answer: str) -> str:
+def explain_answer(question: str, answer: str, classes: Classes = ROADS_AND_BUILDINGS) -> str:
     """What a whole answer to one of the fixed questions means; nothing for one in the model's own words."""
-    task = question_task(question)
-    if (grid := parse_grid(answer)) is not None:
+    task = question_task(question, classes)
+    if (grid := parse_grid(answer, classes)) is not None:
         named = [
-            f"{kind} in the {_names(cells)}"
-            for kind, cells in zip(("roads", "buildings"), grid, strict=True)
-            if cells.any()
+            f"{kind} in the {_names(cells)}" for kind, cells in zip(classes.plurals, grid, strict=True) if cells.any()
         ]
         if not named:
             return "No cell of the 3 x 3 grid has a change."
-        return f"Framed in the image: {' and '.join(named)}."
+        return f"Framed in the image: {join_words(named)}."
     if task == "binary" and (changed := parse_yes_no(answer)) is not None:
         if changed:
             return "The model sees a change. Ask “How many?” or “Where?” for more."
         return "The model sees no change of the kinds it knows."
-    if task == "count" and (counts := parse_count(answer)) is not None:
+    if task == "count" and (counts := parse_count(answer, classes)) is not None:
         if not any(counts):
-            return "The model counts no changed road and no changed building."
-        return "The model counts {} and {}.".format(
-            *(
-                f"{number} changed {kind}{'s' * (number != 1)}"
-                for number, kind in zip(counts, ("road", "building"), strict=True)
-            )
-        )
+            return f"The model counts {join_words([f'no {_changed(each)}{each.name}' for each in classes])}."
+        counted = [
+            f"{number} {_changed(each)}{each.name if number == 1 else each.plural}"
+            for number, each in zip(counts, classes, strict=True)
+        ]
+        return f"The model counts {join_words(counted)}."
     if task in ("binary", "count", "grid"):
         return "This answer is not in the form that was asked for; take it as a sign that the model is lost here."
     return ""
+
+
+def _changed(each: ChangeClass) -> str:
+    return "" if each.how == STATED else "changed "
 
 
 def _names(cells: np.ndarray) -> str:
@@ -105,28 +108,33 @@ def _names(cells: np.ndarray) -> str:
         CELLS[number].replace("center-center", "middle").replace("center", "middle").replace("-", " ")
         for number in np.flatnonzero(cells)
     ]
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return join_words(names)
 
 
-def explain_scan(grids: Sequence[tuple[np.ndarray, np.ndarray] | None], tiles: int) -> str:
+def explain_scan(
+    grids: Sequence[Sequence[np.ndarray] | None], tiles: int, classes: Classes = ROADS_AND_BUILDINGS
+) -> str:
     """What came of the tiles so far."""
     read = [grid for grid in grids if grid is not None]
     parts = [f"{len(grids)} of {tiles} tiles asked"]
-    for number, kind in enumerate(("roads", "buildings")):
+    for number, kind in enumerate(classes.plurals):
         parts.append(f"{kind} changed in {sum(bool(grid[number].any()) for grid in read)}")
     if len(read) < len(grids):
         parts.append(f"{len(grids) - len(read)} gave no answer that can be drawn")
     return ", ".join(parts) + "."
 
 
-def join_grids(grids: Sequence[tuple[np.ndarray, np.ndarray] | None], across: int) -> tuple[np.ndarray, np.ndarray]:
+def join_grids(
+    grids: Sequence[Sequence[np.ndarray] | None], across: int, classes: Classes = ROADS_AND_BUILDINGS
+) -> list[np.ndarray]:
     """The cells of all tiles, row by row, as those of one grid `(3 * across)` cells wide."""
-    joined = np.zeros((2, across, 3, across, 3), bool)  # kind, row of tiles, of cells, column of tiles, of cells
+    joined = np.zeros(
+        (len(classes), across, 3, across, 3), bool
+    )  # kind, row of tiles, of cells, column of tiles, of cells
     for number, grid in enumerate(grids):
         if grid is not None:
-            joined[:, number // across, :, number % across] = np.stack(grid).reshape(2, 3, 3)
-    roads, buildings = joined.reshape(2, -1)
-    return roads, buildings
+            joined[:, number // across, :, number % across] = np.stack(grid).reshape(-1, 3, 3)
+    return [*joined.reshape(len(classes), -1)]
 
 
 def snippets(model_path: str, before: str, after: str, question: str, seed: int | None = None) -> dict[str, str]:

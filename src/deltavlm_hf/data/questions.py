@@ -39,14 +39,14 @@ class Wording:
 @cache
 def wording(classes: Classes) -> Wording:
     """The questions about some classes. Where a name says itself what happened, it is not said to have changed."""
-    things, hows = _join(classes.plurals), {each.how for each in classes}
+    things, hows = join_words(classes.plurals), {each.how for each in classes}
     (how,) = hows if len(hows) == 1 else (STATED,)
     if STATED in hows:
         count, separately = f"how many {things} there are", things
         locations, cells = f"locations of the {things}", f"are {things}"
     else:
-        count, separately = f"how many {things} have changed", f"number of {_join(classes.names)} changes"
-        locations = f"locations where changes have occurred in the {_join(classes.plurals[::-1])}"
+        count, separately = f"how many {things} have changed", f"number of {join_words(classes.names)} changes"
+        locations = f"locations where changes have occurred in the {join_words(classes.plurals[::-1])}"
         cells = f"did {things} change"
     are = {NEW: "new", REMOVED: "gone", STATED: "there"}[how]
     instructions = {
@@ -72,7 +72,8 @@ def wording(classes: Classes) -> Wording:
     return Wording(instructions, paraphrases, follow_ups, task_of)
 
 
-def _join(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
+    """`a, b and c`."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
@@ -196,6 +197,12 @@ def parse_grid(answer: str, classes: Classes = ROADS_AND_BUILDINGS) -> tuple[np.
     return tuple(np.array([cell in named[number] for cell in CELLS]) for number in range(len(classes)))
 
 
+def classes_named(text: str, classes: Classes = ROADS_AND_BUILDINGS) -> set[ChangeClass]:
+    """Those classes whose name a text has in it."""
+    patterns = _patterns(classes)
+    return {classes.each[patterns.number_of[name]] for name in re.findall(patterns.name, text.lower())}
+
+
 def _cell(name: str) -> str:
     name = "-".join(name.split())
     return "center-center" if name == "center" else name
@@ -239,9 +246,9 @@ def captions_of(facts: Facts) -> tuple[str, ...]:
         if number:
             changed.setdefault(facts.how(each), {})[each] = number
     return tuple(
-        _join(
+        join_words(
             [
-                f"{_join([_quantity(numbers[each], each) for each in numbers])} {_is(sum(numbers.values()))} "
+                f"{join_words([_quantity(numbers[each], each) for each in numbers])} {_is(sum(numbers.values()))} "
                 f"{_SAYS[how][ending]}"
                 for how, numbers in changed.items()
             ]

@@ -12,6 +12,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from ..data.asked import questions_of
+from ..data.classes import ROADS_AND_BUILDINGS, Classes, classes_of
 from ..data.pairs import PairTable, find_pair_table
 from ..journal import Journal
 from .engines import choose_engine
@@ -62,10 +63,9 @@ class PredictionRun:
     limit: int | None = None
     keep_going: bool = False
 
-    @property
-    def dialogues(self) -> list[tuple[str, ...]]:
-        """Each question once, a dialogue with all its turns."""
-        return list(dict.fromkeys(map(questions_of, self.questions)))
+    def dialogues(self, classes: Classes = ROADS_AND_BUILDINGS) -> list[tuple[str, ...]]:
+        """Each question once, a dialogue with all its turns; about the classes that the model knows."""
+        return list(dict.fromkeys(questions_of(question, classes) for question in self.questions))
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,9 @@ def predict_pairs(run: PredictionRun) -> Predicted | None:
     """
     check_output(run.output)
     pairs = find_pair_table(run.pairs).first(run.limit)
-    check_columns(pairs.named())
     if run.output.exists() and any(map(run.output.samefile, (run.pairs, *Path(run.pairs).glob("metadata.*")))):
         raise ValueError(f"{run.output} is the table of pairs itself: choose another --output.")
-    if not run.dialogues:
+    if not run.dialogues():
         raise ValueError("There are no questions.")
     with keeping(run.output) as folder:
         return _predict(run, pairs, folder)
@@ -114,12 +113,15 @@ def _predict(run: PredictionRun, pairs: PairTable, folder: Path) -> Predicted | 
     state = process_state()
     engine, device = choose_engine(run.engine, run.model, run.device, run.ray_address, run.actors)
     model, processor = load_model(run.model, device)
+    classes = classes_of(model.config)
+    dialogues = run.dialogues(classes)
+    check_columns(pairs.named(), classes)
     generate_kwargs: dict[str, Any] = {} if run.max_new_tokens is None else {"max_new_tokens": run.max_new_tokens}
     commit = commit_of(model)
     settings = {
         "model": run.model,
         "commit": commit,
-        "questions": [list(turns) for turns in run.dialogues],
+        "questions": [list(turns) for turns in dialogues],
         "generate": generate_kwargs,
         "pairs": f"{len(pairs)}, {_digest(pairs)}",
     }
@@ -134,7 +136,7 @@ def _predict(run: PredictionRun, pairs: PairTable, folder: Path) -> Predicted | 
         model,
         processor,
         pairs,
-        run.dialogues,
+        dialogues,
         indices=mine,
         batch_size=run.batch_size,
         num_workers=run.workers,
@@ -149,7 +151,7 @@ def _predict(run: PredictionRun, pairs: PairTable, folder: Path) -> Predicted | 
         return None
     entries = Journal(journal.path, settings, _KEY).entries
     found = [entries[index,] for index in range(len(pairs))]
-    write_rows(run.output, result_rows(pairs.named(), run.dialogues, found, run.model, commit))
+    write_rows(run.output, result_rows(pairs.named(), dialogues, found, run.model, commit, classes))
     failed = sum("error" in entry for entry in entries.values())
     if not failed or run.keep_going:
         journal.path.unlink()

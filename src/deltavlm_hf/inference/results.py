@@ -10,25 +10,28 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from ..data.asked import meaning_of
+from ..data.classes import ROADS_AND_BUILDINGS, Classes
 from ..data.questions import name_task
 from ..files import write_bytes
 
 _TEXT, _CELLS = pa.string(), pa.list_(pa.string())
-COLUMNS = pa.schema(
-    {
-        "question": _TEXT,
-        "task": _TEXT,
-        "answer": _TEXT,
-        "changed": pa.bool_(),
-        "roads": pa.int64(),
-        "buildings": pa.int64(),
-        "road_cells": _CELLS,
-        "building_cells": _CELLS,
-        "error": _TEXT,
-        "model": _TEXT,
-        "commit": _TEXT,
-    }
-)
+
+
+def columns_of(classes: Classes = ROADS_AND_BUILDINGS) -> pa.Schema:
+    """What answers add to the columns of pairs: with a number and a list of cells for each class."""
+    return pa.schema(
+        {
+            "question": _TEXT,
+            "task": _TEXT,
+            "answer": _TEXT,
+            "changed": pa.bool_(),
+            **{each.count_column: pa.int64() for each in classes},
+            **{each.cells_column: _CELLS for each in classes},
+            "error": _TEXT,
+            "model": _TEXT,
+            "commit": _TEXT,
+        }
+    )
 
 
 def check_output(path: Path) -> None:
@@ -37,16 +40,21 @@ def check_output(path: Path) -> None:
         raise ValueError(f"--output {path}: expected a name that ends with {', '.join(_WRITERS)}.")
 
 
-def check_columns(pairs: pa.Table) -> None:
+def check_columns(pairs: pa.Table, classes: Classes = ROADS_AND_BUILDINGS) -> None:
     """Refuses pairs whose own columns would stand beside others of the same name."""
-    if both := [name for name in pairs.column_names if name in COLUMNS.names]:
+    if both := [name for name in pairs.column_names if name in columns_of(classes).names]:
         raise ValueError(
             f"The table of pairs has the columns {', '.join(both)}, which answers have too: rename or remove them."
         )
 
 
 def result_rows(
-    pairs: pa.Table, dialogues: Sequence[Sequence[str]], entries: Sequence[dict[str, Any]], model: str, commit: str
+    pairs: pa.Table,
+    dialogues: Sequence[Sequence[str]],
+    entries: Sequence[dict[str, Any]],
+    model: str,
+    commit: str,
+    classes: Classes = ROADS_AND_BUILDINGS,
 ) -> pa.Table:
     """
     One row for each pair and question, pair by pair.
@@ -57,13 +65,15 @@ def result_rows(
         entries (`Sequence[dict]`): for each pair its `answers`, of all turns, or the `error`.
         model (`str`): what the model is called.
         commit (`str`): which one it is, see [`commit_of`].
+        classes ([`Classes`], *optional*): what it counts and places, see [`classes_of`]; by default roads and
+            buildings.
 
     Returns:
-        `pyarrow.Table`: the pairs' columns and [`COLUMNS`]: question, task (see [`name_task`]), answer, what it means
-        (see [`meaning_of`]), error, model and commit. What is not there is null.
+        `pyarrow.Table`: the pairs' columns and those of [`columns_of`]: question, task (see [`name_task`]), answer,
+        what it means (see [`meaning_of`]), error, model and commit. What is not there is null.
     """
     asked = [
-        {"question": question, "task": name_task(tuple((each, "") for each in turns))}
+        {"question": question, "task": name_task(tuple((each, "") for each in turns), classes)}
         for turns in dialogues
         for question in turns
     ]
@@ -71,12 +81,13 @@ def result_rows(
     for entry in entries:
         answers = entry.get("answers") or [None] * len(asked)
         for what, answer in zip(asked, answers, strict=True):
-            meaning = {} if answer is None else meaning_of(what["question"], answer)
+            meaning = {} if answer is None else meaning_of(what["question"], answer, classes)
             rows.append({**what, "answer": answer, **meaning, "error": entry.get("error")})
-    found = pa.Table.from_pylist([{**row, "model": model, "commit": commit} for row in rows], COLUMNS)
+    columns = columns_of(classes)
+    found = pa.Table.from_pylist([{**row, "model": model, "commit": commit} for row in rows], columns)
     result = pairs.take([index for index in range(len(entries)) for _ in asked])
-    for name in COLUMNS.names:
-        result = result.append_column(COLUMNS.field(name), found[name])
+    for name in columns.names:
+        result = result.append_column(columns.field(name), found[name])
     return result
 
 

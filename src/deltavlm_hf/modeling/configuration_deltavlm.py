@@ -57,6 +57,9 @@ class DeltaVLMConfig(PreTrainedConfig):
             `patch_size` of a backbone that keeps it throughout, else to 16.
         mask_classes (`list[str]`, *optional*):
             What the mask decoder tells apart, such as `["road", "building"]`. None: there is no decoder.
+        change_classes (`dict`, *optional*):
+            What questions and answers are about, where these are no roads and buildings: the content of a data set's
+            `classes.yaml`, with names, plurals, values in masks and colours. Training fills it in.
         mask_hidden_size (`int`, *optional*, defaults to 64):
             Channels of the mask decoder at the tokens' grid, half as many at each finer map.
         mask_skip_maps (`int`, *optional*, defaults to 0):
@@ -111,6 +114,7 @@ class DeltaVLMConfig(PreTrainedConfig):
     neck_hidden_size: int | None = None
     neck_stride: int | None = None
     mask_classes: list | None = None
+    change_classes: dict | None = None
     mask_hidden_size: int = 64
     mask_skip_maps: int = 0
     mask_evidence: bool = False

@@ -6,7 +6,9 @@ from typing import Any
 
 import shapely
 
-from ..data.asked import MEANINGS, meaning_of
+from ..data.asked import meaning_of, meanings
+from ..data.classes import ROADS_AND_BUILDINGS, Classes
+from ..data.masks import class_colours
 from ..data.rules import CELLS
 from .grid import Grid
 from .tiles import Tile
@@ -36,12 +38,19 @@ class Source:
         questions (`tuple[str, ...]`): asked about every tile; those of a dialogue one after another.
         kinds (`tuple[str, ...]`): the model's `mask_classes`; none if it makes no masks.
         facts (`dict`): the files, the model and its commit, the stretch, and what else tiles follow from.
+        classes ([`Classes`], *optional*): what the model counts and places; by default roads and buildings.
     """
 
     grid: Grid
     questions: tuple[str, ...]
     kinds: tuple[str, ...]
     facts: dict[str, Any] = field(hash=False)
+    classes: Classes = ROADS_AND_BUILDINGS
+
+    @property
+    def colours(self) -> dict[str, tuple[int, int, int]]:
+        """Of what cells and objects can be: the classes that answers are about, and those of masks."""
+        return class_colours([*dict.fromkeys((*self.classes.names, *self.kinds))], self.classes)
 
 
 @dataclass(frozen=True)
@@ -73,9 +82,10 @@ class TileAnswer:
     @property
     def meaning(self) -> dict[str, Any]:
         """What the answers say, see [`~deltavlm_hf.data.asked.meaning_of`]; of several the first that says it."""
-        found: dict[str, Any] = dict.fromkeys(MEANINGS)
+        classes = self.source.classes
+        found: dict[str, Any] = dict.fromkeys(meanings(classes))
         for question, answer in zip(self.source.questions, self.answers, strict=False):
-            for name, value in meaning_of(question, answer).items():
+            for name, value in meaning_of(question, answer, classes).items():
                 found[name] = value if found[name] is None else found[name]
         return found
 
@@ -87,20 +97,20 @@ class TileAnswer:
         said = self.meaning
         if said["changed"] is not None:
             return said["changed"]
-        for roads, buildings in (("roads", "buildings"), ("road_cells", "building_cells")):
-            if said[roads] is not None:
-                return bool(said[roads] or said[buildings])
+        for columns in zip(*((each.count_column, each.cells_column) for each in self.source.classes), strict=True):
+            if said[columns[0]] is not None:
+                return any(said[column] for column in columns)
         return bool(self.objects) if self.source.kinds else None
 
     @property
     def cells(self) -> Iterator[tuple[str, str, shapely.Geometry]]:
         """Kind, name and shape of each cell that an answer lists, in columns and rows, as far as it is in the core."""
         said = self.meaning
-        for kind in ("road", "building"):
-            for name in said[f"{kind}_cells"] or ():
+        for each in self.source.classes:
+            for name in said[each.cells_column] or ():
                 shape = self.tile.cell(CELLS.index(name))
                 if shape.area:
-                    yield kind, name, shape
+                    yield each.name, name, shape
 
     def to_entry(self) -> dict[str, Any]:
         """For a journal."""

@@ -81,10 +81,8 @@ class Layers:
             said = answer.meaning
             row = {
                 "changed": WORDS[answer.changed],
-                "roads": said["roads"],
-                "buildings": said["buildings"],
-                "road_cells": ", ".join(said["road_cells"] or ()),
-                "building_cells": ", ".join(said["building_cells"] or ()),
+                **{each.count_column: said[each.count_column] for each in self.source.classes},
+                **{each.cells_column: ", ".join(said[each.cells_column] or ()) for each in self.source.classes},
                 "question": "\n".join(self.source.questions),
                 "answer": "\n".join(answer.answers),
                 "reason": answer.reason or "",
@@ -109,7 +107,7 @@ class Layers:
     def frame(self, layer: str, rows: Iterable[dict[str, Any]]) -> geopandas.GeoDataFrame:
         """Rows of a layer as a frame, with what all of them have in common."""
         columns = {
-            "tiles": [*("tile", "changed", "roads", "buildings", "road_cells", "building_cells")]
+            "tiles": ["tile", "changed", *self.source.classes.columns]
             + [f"{kind}_{what}" for kind in self.source.kinds for what in ("objects", "m2")]
             + [*("area_m2", "question", "answer", "reason")],
             "cells": ["tile", "cell", "kind", "area_m2"],
@@ -117,7 +115,8 @@ class Layers:
         }[layer]
         frame = geopandas.GeoDataFrame(list(rows), columns=[*columns, "geometry"], crs=self.source.grid.crs)
         frame["geometry"] = [self.source.grid.to_ground(shape) for shape in frame["geometry"]]
-        whole = {"roads", "buildings", *(f"{kind}_objects" for kind in self.source.kinds)}
+        whole = {each.count_column for each in self.source.classes}
+        whole |= {f"{kind}_objects" for kind in self.source.kinds}
         types = {name: "Int64" if name in whole else "Float64" if name.endswith("_m2") else "str" for name in columns}
         told = {name: str(self.source.facts[name]) for name in TOLD}
         return frame.astype(types).assign(**told)[[*columns, *told, "geometry"]].set_geometry("geometry")
@@ -162,7 +161,7 @@ def write_layers(path: str | os.PathLike, layers: Layers) -> list[Path]:
         with placing(path) as new:
             for name in reversed(LAYERS):  # objects first: tiles number them
                 _write_geopackage(new, name, layers)
-            add_styles(new, dict.fromkeys(("road", "building", *layers.source.kinds)))
+            add_styles(new, layers.source)
         return [path]
     paths = {name: path.with_name(f"{path.stem}_{name}{path.suffix}") for name in LAYERS} | {"tiles": path}
     for name, file in paths.items():

@@ -10,6 +10,7 @@ from rasterio.features import shapes
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ..data.classes import ROADS_AND_BUILDINGS, Classes
 from ..data.masks import class_values
 from ..data.rules import Thresholds
 from .answers import FoundObject, TileAnswer
@@ -32,7 +33,13 @@ class SceneObject:
     tile: Tile
 
 
-def trace(mask: np.ndarray, known: np.ndarray, tile: Tile, kinds: Sequence[str]) -> tuple[FoundObject, ...]:
+def trace(
+    mask: np.ndarray,
+    known: np.ndarray,
+    tile: Tile,
+    kinds: Sequence[str],
+    classes: Classes = ROADS_AND_BUILDINGS,
+) -> tuple[FoundObject, ...]:
     """
     The objects in a tile's core.
 
@@ -41,12 +48,13 @@ def trace(mask: np.ndarray, known: np.ndarray, tile: Tile, kinds: Sequence[str])
         known (`np.ndarray` of shape `(size, size)`, bool): where there is ground at both dates; elsewhere is nothing.
         tile ([`Tile`]): where the mask lies.
         kinds (`Sequence[str]`): the model's `mask_classes`.
+        classes ([`Classes`], *optional*): whose values the mask has; by default roads and buildings.
     """
     inside = tile.core_within
     found, corner = np.where(known, mask, 0)[inside], Affine.translation(*tile.core[:2])
     return tuple(
         FoundObject(kind, shape)
-        for kind, value in class_values(kinds).items()
+        for kind, value in class_values(kinds, classes).items()
         for shape in join([shapely.geometry.shape(each) for each, _ in _shapes(found == value, corner)])
     )
 

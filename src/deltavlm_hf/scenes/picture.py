@@ -9,7 +9,6 @@ from pathlib import Path
 import shapely
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.masks import class_colours
 from ..files import placing
 from .answers import TileAnswer
 from .layers import WORDS
@@ -47,20 +46,18 @@ class Finding:
 def findings(answers: Sequence[TileAnswer]) -> Iterator[Finding]:
     """Tiles first, then the cells that answers name, or objects where there are masks."""
     kinds = answers[0].source.kinds
-    colours = class_colours([*dict.fromkeys(("road", "building", *kinds))])
+    colours = answers[0].source.colours
     for answer in answers:
         label, colour, cover = CHANGES[WORDS[answer.changed]]
         text = answer.reason or " / ".join(answer.answers) or label
         yield Finding("tiles", label, colour, cover, shapely.box(*answer.tile.core), f"{answer.tile.name}: {text}")
     if kinds:
         for item in join_scene(answers):
-            yield Finding(
-                "objects", item.kind, colours[item.kind][1], 150, item.shape, f"{item.kind}, {item.tile.name}"
-            )
+            yield Finding("objects", item.kind, colours[item.kind], 150, item.shape, f"{item.kind}, {item.tile.name}")
         return
     for answer in answers:
         for kind, name, shape in answer.cells:
-            yield Finding("cells", kind, colours[kind][1], 90, shape, f"{kind}, {answer.tile.name}, {name}")
+            yield Finding("cells", kind, colours[kind], 90, shape, f"{kind}, {answer.tile.name}, {name}")
 
 
 def show_dates(scene: Scene, most: int = MOST) -> tuple[Image.Image, Image.Image, float]:

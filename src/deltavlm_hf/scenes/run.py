@@ -122,10 +122,12 @@ def scan_to_files(
 def sum_up(layers: Layers) -> list[str]:
     """What was found, in a few lines."""
     tiles, areas, said = Counter[str](), Counter[str](), Counter[str]()
+    classes = layers.source.classes
+    columns = [each.count_column for each in classes]
     for row in layers.tiles():
         tiles[row["changed"]] += 1
         areas[row["changed"]] += row["area_m2"]
-        said.update({name: row[name] for name in ("roads", "buildings") if row[name] is not None})
+        said.update({name: row[name] for name in columns if row[name] is not None})
     names = dict(zip(WORDS.values(), ("changed", "unchanged", "unknown"), strict=True))
     lines = [
         f"{tiles[what]} of {tiles.total()} tiles {name} ({areas[what] / 1e4:,.2f} ha)" for what, name in names.items()
@@ -137,7 +139,8 @@ def sum_up(layers: Layers) -> list[str]:
             found[row["kind"]] += row["area_m2"]
         lines += [f"{kind}: {numbers[kind]} objects, {found[kind]:,.0f} m²" for kind in layers.source.kinds]
     elif said:
-        lines.append(f"roads: {said['roads']}, buildings: {said['buildings']}, as answers number them")
+        numbered = [f"{each.plural}: {said[each.count_column]}" for each in classes]
+        lines.append(f"{', '.join(numbered)}, as answers number them")
         if layers.source.facts["tiles_overlap"]:
             lines[-1] += "; what lies where tiles overlap is counted in each of them"
     return lines

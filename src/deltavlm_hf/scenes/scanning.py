@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.asked import questions_of
+from ..data.classes import classes_of
 from ..data.masks import to_mask
 from ..inference import stream_answers
 from ..inference.engines import Engine
@@ -121,7 +122,7 @@ def answer_tiles(
         scene ([`Scene`]): see [`open_scene`].
         questions (`Sequence[str]`, *optional*): questions, or names of tasks, see
             [`~deltavlm_hf.data.asked.questions_of`]; by default whether anything changed, how many roads and
-            buildings, and in which cells.
+            buildings (or what else the model learnt), and in which cells.
         journal (`str` or `Path`, *optional*): a file that each tile is written to as it is answered. A scan that was
             killed goes on from there; a tile that failed is asked again.
         limit (`int`, *optional*): only the first so many tiles.
@@ -137,7 +138,8 @@ def answer_tiles(
     Raises:
         ValueError: if an argument cannot be, or the journal is of another scan.
     """
-    dialogues = list(dict.fromkeys(map(questions_of, QUESTIONS if questions is None else questions)))
+    asked, classes = QUESTIONS if questions is None else questions, classes_of(model.config)
+    dialogues = list(dict.fromkeys(questions_of(each, classes) for each in asked))
     source = describe(model, scene, tuple(turn for turns in dialogues for turn in turns), generate_kwargs)
     chosen = scene.chosen[:limit]
     kept = None if journal is None else Journal(Path(journal), _header(scene, source), ("tile",))
@@ -172,8 +174,8 @@ def _understand(scene: Scene, source: Source, answered: Any) -> TileAnswer:
         failed = not isinstance(answered.error, TooLittleGround)
         return TileAnswer(source, tile, reason=str(answered.error), failed=failed)
     objects: tuple[FoundObject, ...] = ()
-    if answered.mask is not None and (mask := to_mask(answered.mask, source.kinds)).any():
-        objects = trace(mask, scene.known(tile), tile, source.kinds)
+    if answered.mask is not None and (mask := to_mask(answered.mask, source.kinds, source.classes)).any():
+        objects = trace(mask, scene.known(tile), tile, source.kinds, source.classes)
     return TileAnswer(source, tile, tuple(answered.answers), objects)
 
 
@@ -187,7 +189,7 @@ def describe(
         "commit": commit_of(model),
         "generate": {key: repr(value) for key, value in options.items()},
     }
-    return Source(scene.grid, questions, tuple(model.config.mask_classes or ()), facts)
+    return Source(scene.grid, questions, tuple(model.config.mask_classes or ()), facts, classes_of(model.config))
 
 
 def _header(scene: Scene, source: Source) -> dict[str, Any]:

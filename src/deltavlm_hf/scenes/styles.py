@@ -1,12 +1,12 @@
 """How layers look in QGIS: the table `layer_styles` of a GeoPackage, of which QGIS takes up the default by itself."""
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
-from ..data.masks import class_colours
+from .answers import Source
 
 # What is said of a tile: its name in the legend, the colour of its outline, and how much its inside covers, of 255.
 CHANGES: Mapping[str, tuple[str, tuple[int, int, int], int]] = {
@@ -29,15 +29,15 @@ VALUES ('', '', ?, ?, ?, ?, 1)
 _REGISTER = "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES ('layer_styles', 'attributes', ?)"
 
 
-def add_styles(path: Path, kinds: Iterable[str]) -> None:
+def add_styles(path: Path, source: Source) -> None:
     """
     Adds the styles of the layers `tiles`, `cells` and `objects` to a GeoPackage.
 
     Args:
         path (`Path`): of the file.
-        kinds (`Iterable[str]`): what cells and objects can be: roads, buildings and the model's own classes.
+        source ([`Source`]): of the scan, which says what cells and objects can be.
     """
-    by_kind = _style("kind", {kind: (kind, colour, 90) for kind, (_, colour) in class_colours([*kinds]).items()})
+    by_kind = _style("kind", {kind: (kind, colour, 90) for kind, colour in source.colours.items()})
     with closing(sqlite3.connect(path)) as database, database:
         database.execute(_TABLE)
         database.execute(_REGISTER, ("layer_styles",))

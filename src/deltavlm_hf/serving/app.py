@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import Receive, Scope, Send
 
 from .. import __version__
+from ..data.classes import classes_of
 from ..inference.asking import check_options
 from ..inference.turns import Turns
 from ..modeling import DeltaVLMForConditionalGeneration
@@ -169,6 +170,7 @@ class Service:
         self.settings = settings
         self.metrics = metrics
         self.generation = model.generation_config
+        self.classes = classes_of(model.config)
         # Tokenizers are not for several threads at once: the model's thread has one, requests have another.
         self.processor = copy.deepcopy(processor)
         self.batcher = Batcher(
@@ -222,7 +224,7 @@ class Service:
             )
             for index in range(asked.n)
         ]
-        replies = Replies(asked, pair.id, rows)
+        replies = Replies(asked, pair.id, rows, self.classes)
         self.batcher.add(rows)
 
         def end() -> None:

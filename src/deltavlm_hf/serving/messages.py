@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..data.asked import meaning_of
+from ..data.classes import Classes
 from ..data.questions import question_task
 from ..processing.conversation import Turn, read_chat
 from .errors import ApiError
@@ -134,11 +135,13 @@ class Replies:
         asked ([`ChatRequest`]): the request.
         pair_id (`str`): what the pair is called.
         rows (`list[Row]`): for each choice its row.
+        classes ([`Classes`]): what the model counts and places.
     """
 
-    def __init__(self, asked: ChatRequest, pair_id: str, rows: list[Row]):
+    def __init__(self, asked: ChatRequest, pair_id: str, rows: list[Row], classes: Classes):
         self.asked = asked
         self.rows = rows
+        self.classes = classes
         self.common = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -183,4 +186,5 @@ class Replies:
     def _meaning(self, row: Row) -> dict[str, Any]:
         if not self.asked.parsed:
             return {}
-        return {"parsed": {"task": question_task(row.question), **meaning_of(row.question, row.text)}}
+        task, meaning = question_task(row.question, self.classes), meaning_of(row.question, row.text, self.classes)
+        return {"parsed": {"task": task, **meaning}}

@@ -14,6 +14,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..data import TASKS, load_changechat, load_generated
+from ..data.changechat import find_classes
+from ..data.classes import ROADS_AND_BUILDINGS, Classes
 from ..data.questions import check_tasks
 from ..data.rows import first_rows, undecoded
 from ..files import write_text
@@ -75,6 +77,11 @@ class DataConfig:
     def validates(self) -> bool:
         """Whether there are rows for validation."""
         return bool(self.validation if self.source else self.validation_pairs)
+
+    @property
+    def classes(self) -> Classes:
+        """What is learnt to be counted and placed: those of the data set."""
+        return find_classes(self.source) if self.source else ROADS_AND_BUILDINGS
 
     def load(self, validation: bool = False, unroll: bool = True, masks: bool = False) -> datasets.Dataset:
         """The rows to train on, or those for validation."""
@@ -218,6 +225,8 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
     options = {name: value for name, value in options.items() if value is not None}
     model = AutoModelForImageTextToText.from_pretrained(run.source, **options)
     processor = AutoProcessor.from_pretrained(run.source, **revision)
+    classes = run.data.classes
+    model.config.change_classes = None if classes == ROADS_AND_BUILDINGS else classes.to_dict()
     freeze(model, policy)
     if args.process_index == 0:
         show(trainable_table(model))
@@ -227,7 +236,7 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
         from ..evaluation.callback import AnswerMetrics
 
         whole = first_rows(run.data.load(validation=True, unroll=False, masks=masks), run.validate_answers)
-        callbacks.append(AnswerMetrics(processor, whole))
+        callbacks.append(AnswerMetrics(processor, whole, classes=classes))
     trainer = DeltaVLMTrainer(
         model,
         args,
@@ -305,7 +314,7 @@ def _check_metric(run: TrainingRun, metric: str | None) -> None:
     if run.validate_answers:
         from ..evaluation.callback import figure_names
 
-        known += figure_names(run.data.tasks)
+        known += figure_names(run.data.tasks, run.data.classes)
     if metric is not None and metric.removeprefix("eval_") not in known:
         raise ValueError(
             f"`metric_for_best_model` is {metric!r}, expected one of {', '.join(known)}."

@@ -3,6 +3,7 @@
 import torch
 from transformers import EarlyStoppingCallback, Trainer
 
+from ..data.classes import classes_of
 from ..data.collator import PairCollator
 from ..data.rows import undecoded
 from ..files import replacing
@@ -60,7 +61,8 @@ class DeltaVLMTrainer(Trainer):
                 kwargs["eval_dataset"] = undecoded(kwargs["eval_dataset"])
         if not args.save_frozen_weights:
             leave_out_frozen(model)
-        collator = PairCollator(processing_class, cache, mask_classes, centres=model.config.mask_evidence)
+        centres, classes = model.config.mask_evidence, classes_of(model.config)
+        collator = PairCollator(processing_class, cache, mask_classes, centres=centres, classes=classes)
         kwargs.setdefault("data_collator", collator)
         super().__init__(model, args, train_dataset=train_dataset, processing_class=processing_class, **kwargs)
         if args.early_stopping_patience and self.eval_dataset is not None and args.load_best_model_at_end:
