@@ -4,14 +4,16 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import InstructBlipVisionConfig
 
+from ..data.classes import ROADS_AND_BUILDINGS, Classes
 from ..modeling.weight_sources import open_weights, shape
 from ..training import SETTINGS_FILE
 
@@ -31,7 +33,9 @@ DATA_LICENCE = "LEVIR-CC imagery: academic use only; ChangeChat-105k annotations
 OTHER_DATA = "The licences of the images and annotations that it learnt from are not recorded here"
 SCENES = ("pairs", "validation_pairs", "seed")  # settings of generated ones, which other data do not have
 TASK = "image-text-to-text"
-# Of report.json: task, way to the figure, the metric's name on the Hub, what it is called here.
+# Of report.json: task, way to the figure, the metric's name on the Hub, what it is called here. NAME and PLURAL stand
+# for those of each class.
+NAME, PLURAL = "{name}", "{plural}"
 FIGURES = (
     ("binary", ("accuracy",), "accuracy", "yes/no accuracy"),
     ("binary", ("f1",), "f1", "yes/no F1"),
@@ -39,12 +43,9 @@ FIGURES = (
     ("caption", ("all", "METEOR"), "meteor", "captions, METEOR"),
     ("caption", ("all", "ROUGE-L"), "rouge", "captions, ROUGE-L"),
     ("caption", ("all", "CIDEr"), "cider", "captions, CIDEr"),
-    ("count", ("roads", "exact"), "accuracy", "roads, exact count"),
-    ("count", ("roads", "mae"), "mae", "roads, mean absolute error"),
-    ("count", ("buildings", "exact"), "accuracy", "buildings, exact count"),
-    ("count", ("buildings", "mae"), "mae", "buildings, mean absolute error"),
-    ("grid", ("roads", "f1"), "f1", "3x3 grid, roads, micro-F1"),
-    ("grid", ("buildings", "f1"), "f1", "3x3 grid, buildings, micro-F1"),
+    ("count", (PLURAL, "exact"), "accuracy", f"{PLURAL}, exact count"),
+    ("count", (PLURAL, "mae"), "mae", f"{PLURAL}, mean absolute error"),
+    ("grid", (PLURAL, "f1"), "f1", f"3x3 grid, {PLURAL}, micro-F1"),
     ("open", ("all", "ROUGE-L"), "rouge", "open questions, ROUGE-L"),
     ("open", ("exact",), "accuracy", "open questions, exact answer"),
     ("dialogue", ("whole",), "accuracy", "dialogues, all answers right"),
@@ -52,8 +53,7 @@ FIGURES = (
 )
 # The same of its masks, and of how often its words say what these show.
 MASK_FIGURES = (
-    ("masks", ("classes", "road", "f1"), "f1", "change masks, pixel F1, roads"),
-    ("masks", ("classes", "building", "f1"), "f1", "change masks, pixel F1, buildings"),
+    ("masks", ("classes", NAME, "f1"), "f1", f"change masks, pixel F1, {PLURAL}"),
     ("masks", ("miou",), "mean_iou", "change masks, mIoU with unchanged pixels"),
     ("agreement", ("binary", "all"), "accuracy", "words and masks agree, yes/no"),
     ("agreement", ("count", "all"), "accuracy", "words and masks agree, counts"),
@@ -91,7 +91,9 @@ def make_card(
         report (`dict`, *optional*): its figures, see [`read_report`].
         changes (`Sequence[str]`, *optional*): what was done to the weights after they were measured.
     """
-    results = _eval_results(report) if report else []
+    stated = config.get("change_classes")
+    classes = ROADS_AND_BUILDINGS if stated is None else Classes.from_dict(stated)
+    results = _eval_results(report, classes) if report else []
     run = folder / SETTINGS_FILE
     settings = read_settings(run) if run.exists() else None
     data = ModelCardData(
@@ -162,6 +164,9 @@ def _contents(folder: Path, config: Mapping[str, Any], license: str, base_models
         f"- language model: {_text(text.get('model_type', 'llama'))}, "
         f"{_text(text.get('num_hidden_layers', 32))} layers",
     ]
+    if config.get("change_classes"):
+        names = ", ".join(Classes.from_dict(config["change_classes"]).names)
+        lines.append(f"- what it counts and places: {_text(names)}")
     if config.get("mask_classes"):
         lines.append(f"- change masks: {_text(', '.join(config['mask_classes']))}")
     for source in config.get("weight_sources") or []:
@@ -244,11 +249,21 @@ def read_report(path: Path, names: set[str], fingerprints: Sequence[str]) -> dic
     return {"settings": settings, "published_tasks": published_tasks, "results": systems[own[0]]}
 
 
-def _eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
+def _figures_of(classes: Classes) -> Iterator[tuple[str, tuple[str, ...], str, str]]:
+    """All figures, those of classes for one class after the other."""
+    for (task, _), rows in groupby((*FIGURES, *MASK_FIGURES), key=lambda row: (row[0], PLURAL in row[3])):
+        found = list(rows)
+        for each in classes if PLURAL in found[0][3] else classes.each[:1]:
+            words = {"name": each.name, "plural": each.plural}
+            for _, way, metric, name in found:
+                yield task, tuple(step.format(**words) for step in way), metric, name.format(**words)
+
+
+def _eval_results(report: Mapping[str, Any], classes: Classes) -> list[EvalResult]:
     data = report["settings"]["data"]
     kind = "generated" if data.startswith("generated") else "other"  # than the whole test split
     results = []
-    for task, way, metric, name in (*FIGURES, *MASK_FIGURES):
+    for task, way, metric, name in _figures_of(classes):
         value: Any = report["results"].get(task, {})
         protocol = value.get("protocol")
         for step in way:

@@ -3,6 +3,7 @@
 import datasets
 import evaluate
 
+from deltavlm_hf.data.classes import ROADS_AND_BUILDINGS
 from deltavlm_hf.data.questions import parse_grid
 from deltavlm_hf.evaluation.metrics import score_grids
 
@@ -11,6 +12,7 @@ _DESCRIPTION = """Scores lists of cells of roads and of buildings, see `deltavlm
 Args:
     predictions (list of str): the answers; what cannot be read counts as wrong and is counted apart.
     references (list of str): the right answers, such as `roads: [top-left] buildings: []`.
+    classes (Classes, optional): others than roads and buildings, see `deltavlm_hf.data.find_classes`.
 """
 
 
@@ -24,13 +26,13 @@ class ChangeGrid(evaluate.Metric):
             features=datasets.Features({"predictions": text, "references": text}),
         )
 
-    def _compute(self, predictions, references):
-        listed, truths = ([parse_grid(answer) for answer in answers] for answers in (predictions, references))
+    def _compute(self, predictions, references, classes=ROADS_AND_BUILDINGS):
+        listed, truths = ([parse_grid(answer, classes) for answer in answers] for answers in (predictions, references))
         for index, truth in enumerate(truths):
             if truth is None:
                 raise ValueError(f"Reference {index} lists no cells: {references[index]!r}.")
         found = {}
-        for number, kind in enumerate(("roads", "buildings")):
+        for number, kind in enumerate(classes.plurals):
             predicted = [None if cells is None else cells[number] for cells in listed]
             scores = score_grids(predicted, [truth[number] for truth in truths])
             found |= {f"{kind} {name}": value for name, value in scores.items()}
