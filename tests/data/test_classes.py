@@ -98,7 +98,18 @@ def test_a_trained_model_carries_its_classes(tmp_path, monkeypatch):
     assert main(["train", "train.yaml"]) == 0
     classes = read_classes("pairs/classes.yaml")
     assert classes_of(DeltaVLMConfig.from_pretrained("trained")) == classes
-    run = ["predict", "pairs/test", "--questions", "count", "--model", "trained", "--output", "out.jsonl", "--limit", "1"]
+    run = [
+        "predict",
+        "pairs/test",
+        "--questions",
+        "count",
+        "--model",
+        "trained",
+        "--output",
+        "out.jsonl",
+        "--limit",
+        "1",
+    ]
     assert main(run) == 0
     (row,) = map(json.loads, open("out.jsonl"))
     assert (row["question"], row["task"]) == (*questions_of("count", classes), "count")
@@ -200,13 +211,10 @@ def test_masks_have_the_values_of_classes(tmp_path):
         assert load_mask(image, classes=classes).tolist() == [[0, 1, 2], [3, 4, 0]]
     with pytest.raises(ValueError, match=r"has the values 9, which are no class's: expected 0 \(unchanged\) and 1"):
         load_mask(Image.fromarray(mask), classes=ALIKE)
-    with pytest.raises(ValueError, match="marks one class, and there are 4"):
+    with pytest.raises(ValueError, match="Binary masks are taken for buildings"):
         load_mask(Image.fromarray(mask), binary=True, classes=ALIKE)
     single = Classes((ChangeClass("field", "fields", 7, how=REMOVED),))
-    for white in (1, 255):
-        binary = Image.fromarray(np.array([[0, white]], np.uint8))
-        assert load_mask(binary, binary=True, classes=single).tolist() == [[0, 7]]
-    facts = read_facts(load_mask(binary, True, single), Thresholds(1, 1), single)
+    facts = read_facts(np.array([[0, 0, 7]] * 3, np.uint8), Thresholds(1, 1), single)
     assert format_count(facts) == "1 removed field"
     found = to_mask(np.array([[[0.9, 0.1]], [[0.2, 0.8]]]), ["lorry", "old building"], ALIKE)
     assert found.tolist() == [[4, 3]]

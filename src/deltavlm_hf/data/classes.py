@@ -19,9 +19,8 @@ _NAME = re.compile(r"[^\W_]+(?:[ -][^\W_]+)*")
 _KEYS = ("name", "plural", "mask", "colour", "removed", "new")
 # Columns and figures that stand beside those of classes.
 _TAKEN = {
-    *("changed", "cell", "tile", "kind", "geometry", "area_m2", "question", "task", "answer", "reason", "error"),
-    *("model", "commit", "stretch", "before", "after", "name", "id", "all", "samples", "failed", "intervals"),
-    *("unparsed", "unreadable_truths"),
+    *"changed cell tile kind geometry geom fid area_m2 question task answer reason error model commit stretch".split(),
+    *"before after name id all samples failed intervals unparsed unreadable_truths".split(),
 }
 
 

@@ -144,7 +144,7 @@ def load_mask(
         binary (`bool`, *optional*, defaults to `False`): there is one class, 128 to 255, taken for buildings. Files
             with 0 and 1 alone are binary whatever is said here.
         classes ([`Classes`], *optional*): by default roads and buildings. Others have no values in between, and of a
-            palette its numbers count, not its colours; `binary` needs a single one, which 0 and 1 too may mark.
+            palette its numbers count, not its colours; `binary` is not for them.
 
     Returns:
         `np.ndarray` of shape `(H, W)`, uint8: 0 or the value of a class, such as 128 (road) or 255 (building).
@@ -160,7 +160,9 @@ def load_mask(
             raise ValueError(f"Cannot read the mask {source}: {error}") from error
     if classes == ROADS_AND_BUILDINGS:
         return _roads_and_buildings(_values(image, name), binary, name)
-    return _own_classes(_values(image, name, palette=True), binary, name, classes)
+    if binary:
+        raise ValueError("Binary masks are taken for buildings; of another class, its `mask` is their value.")
+    return _own_classes(_values(image, name, palette=True), name, classes)
 
 
 def _values(image: Image.Image, name: str, palette: bool = False) -> np.ndarray:
@@ -191,15 +193,8 @@ def _roads_and_buildings(values: np.ndarray, binary: bool, name: str) -> np.ndar
     return np.array([0, ROAD, BUILDING], np.uint8)[np.digitize(values, (_FAINTEST, (ROAD + BUILDING + 1) // 2))]
 
 
-def _own_classes(values: np.ndarray, binary: bool, name: str, classes: Classes) -> np.ndarray:
+def _own_classes(values: np.ndarray, name: str, classes: Classes) -> np.ndarray:
     known = classes.values
-    if binary:
-        if len(known) > 1:
-            raise ValueError(f"A binary mask marks one class, and there are {len(known)}: {', '.join(known)}.")
-        brightest = int(values.max())
-        if 1 < brightest < ROAD or brightest > BUILDING:
-            raise ValueError(f"{name} has values up to {brightest}; expected 0 and 1 or 0 and 255 of a binary mask.")
-        return np.where(values >= (1 if brightest == 1 else ROAD), *known.values(), 0).astype(np.uint8)
     if other := sorted({*np.unique(values).tolist()} - {0, *known.values(), *classes.unchanged}):
         more = f" and {len(other) - 5} more" if len(other) > 5 else ""
         expected = ", ".join(f"{value} ({kind})" for kind, value in known.items())
