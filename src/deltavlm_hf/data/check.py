@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..processing.reading import READING_ERRORS, read_image
 from .changechat import AnnotationFile, find_annotations, find_classes, find_images, find_mask
-from .classes import Classes
+from .classes import FILE, ROADS_AND_BUILDINGS, Classes
 from .questions import TASKS, parse_count, parse_grid, parse_yes_no, question_task, says_change
 from .records import Record, RecordError, read_items
 from .rules import load_mask, marks_change
@@ -81,7 +81,6 @@ class Report:
         unmarked (`list[str]`): of these, the pairs that changed while their mask marks nothing. That need not be
             wrong, for captions speak of trees and lakes too, and masks do not.
         notes (`list[str]`): what one should know, though nothing is wrong.
-        classes (`list[str]`): what answers and masks are about.
     """
 
     source: str
@@ -94,7 +93,6 @@ class Report:
     masks: int = 0
     unmarked: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    classes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the attributes, and the number of problems by kind."""
@@ -157,7 +155,8 @@ def check_data(
     classes = find_classes(source, revision)
     folder = find_images(source, images) if look_at_images else None
     report = Report(str(source), None if folder is None else str(folder), [file.path.name for file in files])
-    report.classes = [*classes.names]
+    if classes != ROADS_AND_BUILDINGS:
+        report.notes.append(f"Answers and masks are about {', '.join(classes.plurals)}, as {FILE} says.")
     report.published = any(name.startswith(OFFICIAL) for name in report.files)
 
     pairs: dict[str, dict[tuple[str, str], _Pair]] = {file.split: {} for file in files}

@@ -214,12 +214,10 @@ def classes_in(folder: str | Path) -> Classes:
 
 
 def write_classes(folder: str | Path, classes: Classes) -> None:
-    """Writes [`FILE`] for other classes than roads and buildings; for these there is none."""
-    path = Path(folder) / FILE
-    if classes == ROADS_AND_BUILDINGS:
-        path.unlink(missing_ok=True)
-    else:
-        write_text(path, yaml.safe_dump(classes.to_dict(), sort_keys=False, allow_unicode=True))
+    """Writes [`FILE`], unless the folder has these classes already; roads and buildings need none."""
+    if classes_in(folder) != classes:
+        content = yaml.safe_dump(classes.to_dict(), sort_keys=False, allow_unicode=True)
+        write_text(Path(folder) / FILE, content)
 
 
 def classes_of(config: Any) -> Classes:

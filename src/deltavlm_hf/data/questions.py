@@ -161,8 +161,8 @@ def parse_count(answer: str, classes: Classes = ROADS_AND_BUILDINGS) -> tuple[in
     for match in patterns.none.finditer(text):
         for name in re.findall(patterns.name, match[1]):
             found.setdefault(patterns.number_of[name], 0)
-    numbers = [found.get(number) for number in range(len(classes))]
-    return None if None in numbers else tuple(numbers)  # type: ignore[arg-type]
+    numbers = [value for number in range(len(classes)) if (value := found.get(number)) is not None]
+    return tuple(numbers) if len(numbers) == len(classes) else None
 
 
 def _read_number(word: str) -> int | None:

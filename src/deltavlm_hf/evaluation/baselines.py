@@ -146,7 +146,7 @@ def make_baseline(name: str, training_rows: datasets.Dataset | None, classes: Cl
         return NoChange(classes)
     if training_rows is None:
         raise ValueError(f"The baseline {name} needs training data.")
-    return (Majority if name == "majority" else Nearest)(training_rows, classes)
+    return Majority(training_rows, classes) if name == "majority" else Nearest(training_rows, classes)
 
 
 def _difference(pair: Pair) -> np.ndarray:

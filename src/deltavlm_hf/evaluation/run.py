@@ -197,6 +197,8 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
     settings = run.settings
     if run.protocol == "coco" and {*run.tasks} & {"caption", "open"} and not has_java("In the report's captions"):
         settings["captions"] = "split at white space, not by the Penn Treebank tokenizer, for want of Java"
+    if classes != ROADS_AND_BUILDINGS:
+        settings["classes"] = [*classes.names]
     if differing:
         settings["captions against masks"] = f"{len(differing)} of {len(pairs)} pairs"
     files = write_report(

@@ -253,7 +253,7 @@ def _figures_of(classes: Classes) -> Iterator[tuple[str, tuple[str, ...], str, s
     """All figures, those of classes for one class after the other."""
     for (task, _), rows in groupby((*FIGURES, *MASK_FIGURES), key=lambda row: (row[0], PLURAL in row[3])):
         found = list(rows)
-        for each in classes if PLURAL in found[0][3] else classes.each[:1]:
+        for each in classes.each if PLURAL in found[0][3] else classes.each[:1]:
             words = {"name": each.name, "plural": each.plural}
             for _, way, metric, name in found:
                 yield task, tuple(step.format(**words) for step in way), metric, name.format(**words)
