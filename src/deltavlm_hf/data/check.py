@@ -242,10 +242,10 @@ def _read(task: str, answer: str, classes: Classes) -> bool | None:
         return parse_yes_no(answer)
     if task == "count":
         counts = parse_count(answer, classes)
-        return counts and any(counts)
+        return None if counts is None else any(counts)
     if task == "grid":
         cells = parse_grid(answer, classes)
-        return cells and any(each.any() for each in cells)
+        return None if cells is None else any(bool(each.any()) for each in cells)
     return True if answer.strip() else None
 
 
