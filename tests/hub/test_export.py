@@ -11,13 +11,14 @@ import pytest
 import torch
 from peft_version import needs_peft
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 import deltavlm_hf
 from deltavlm_hf.cli import main
 from deltavlm_hf.data import PairCollator, load_generated
 from deltavlm_hf.hub.publishing import Publication
 from deltavlm_hf.training import FreezePolicy, freeze, leave_out_frozen
+from deltavlm_hf.training.quantization import four_bit_config
 
 REPO = "someone/changes"
 
@@ -93,6 +94,34 @@ def test_an_adapter_is_merged(batch, tmp_path, capsys):
     assert config.get("language_model_lora") is None
     assert not any("lora" in name for name in load_file(tmp_path / "whole" / "model.safetensors"))
     torch.testing.assert_close(logits(tmp_path / "whole", batch), expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_peft
+def test_the_language_model_alone(tmp_path, capsys):
+    """It gives the logits that it gives inside the model, its adapter merged; with the same tokenizer and way."""
+    small = make_checkpoint(tmp_path, FreezePolicy(lora={"r": 4, "target_modules": ["q_proj", "v_proj"]}))
+    model = load(small, dtype=torch.float32)
+    assert main(["export-llm", str(small), str(tmp_path / "llm"), "--dtype", "float32"]) == 0
+    weights = sum(each.numel() for each in load(tmp_path / "base").language_model.parameters())
+    said = f"language model of {small} is in {tmp_path / 'llm'}: {weights:,} weights in float32; its LoRA adapter was"
+    assert said in capsys.readouterr().out
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "llm").eval()
+    ids = torch.arange(600)[None]
+    with torch.no_grad():
+        expected = model.language_model(ids).logits
+        torch.testing.assert_close(alone(ids).logits, expected, rtol=1e-4, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "llm").get_vocab() == (
+        AutoProcessor.from_pretrained(small).tokenizer.get_vocab()
+    )
+    assert alone.generation_config.to_diff_dict() == model.generation_config.to_diff_dict()
+
+
+def test_of_a_model_in_four_bit_there_is_no_language_model_to_export(tmp_path, capsys):
+    quantised = load(deltavlm_hf.tiny(), quantization_config=four_bit_config(torch.float32))
+    quantised.save_pretrained(tmp_path / "saved")
+    AutoProcessor.from_pretrained(deltavlm_hf.tiny()).save_pretrained(tmp_path / "saved")
+    assert main(["export-llm", str(tmp_path / "saved"), str(tmp_path / "llm")]) == 1
+    assert "whose full weights are not there" in capsys.readouterr().err and not (tmp_path / "llm").exists()
 
 
 def test_the_command_that_publish_names_and_the_report_of_the_checkpoint(small, tmp_path, capsys):

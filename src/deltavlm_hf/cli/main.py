@@ -6,11 +6,43 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import ask, chat, compare, compose, convert, data, demo, evaluate, export, predict, publish, scan, serve, train
+from . import (
+    ask,
+    chat,
+    compare,
+    compose,
+    convert,
+    data,
+    demo,
+    evaluate,
+    export,
+    export_llm,
+    predict,
+    publish,
+    scan,
+    serve,
+    train,
+)
 from .arguments import FAILED, INTERRUPTED
 
 # As `--help` lists them.
-COMMANDS = (ask, chat, predict, scan, serve, demo, evaluate, compare, train, compose, convert, export, publish, data)
+COMMANDS = (
+    ask,
+    chat,
+    predict,
+    scan,
+    serve,
+    demo,
+    evaluate,
+    compare,
+    train,
+    compose,
+    convert,
+    export,
+    export_llm,
+    publish,
+    data,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

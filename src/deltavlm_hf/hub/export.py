@@ -1,8 +1,9 @@
 """
-A checkpoint as a model of its own: every weight in it, in one precision, an adapter merged, nothing to point to.
+A checkpoint as a model of its own: every weight in it, in one precision, an adapter merged, nothing to point to. Or
+its language model alone.
 
-What was measured of the checkpoint holds for it too: `export.json` beside the weights says of which checkpoint they
-were made, and which they are.
+What was measured of the checkpoint holds for the whole too: `export.json` beside the weights says of which checkpoint
+they were made, and which they are.
 """
 
 import json
@@ -12,17 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from ..files import making
-from ..inference.identity import fingerprint
+from ..inference.identity import EXPORT_FILE, fingerprint
 from ..inference.loading import find_source, load_model
-from ..modeling import DeltaVLMConfig
+from ..modeling import DeltaVLMConfig, DeltaVLMForConditionalGeneration
+from ..processing import DeltaVLMProcessor
 from ..training import SETTINGS_FILE, merge_lora
 from .parts import check_output, find_dtype
 from .sources import Source
-
-EXPORT_FILE = "export.json"
 
 
 class Export(NamedTuple):
@@ -59,26 +59,83 @@ def export(
         FileExistsError: if `output_dir` exists and is not empty.
         ValueError: if there is no such model or precision.
     """
+    made = _load(checkpoint, output_dir, dtype)
+    config: DeltaVLMConfig = made.model.config
+    config.made_from = _origins(config) or None
+    with making(made.output_dir) as new:
+        made.model.save_pretrained(new, only_trained=False, max_shard_size=max_shard_size)
+        made.processor.save_pretrained(new)
+        for file in _beside(Path(made.source)):
+            shutil.copy(file, new)
+        made.sign(Path(new))
+    return made.report(made.model)
+
+
+def export_language_model(
+    checkpoint: Source, output_dir: Source, *, dtype: str = "auto", max_shard_size: int | str = "2GB"
+) -> Export:
+    """
+    Makes a plain folder of a model's language model, with its tokenizer and the way to generate, as
+    `AutoModelForCausalLM`, vLLM and others load it. It gives the logits that it gives inside the model; its vocabulary
+    stays what it is.
+
+    Args: see [`export`].
+
+    Returns:
+        [`Export`].
+
+    Raises:
+        FileExistsError: if `output_dir` exists and is not empty.
+        ValueError: if there is no such model or precision, or the model is saved in 4-bit.
+    """
+    made = _load(checkpoint, output_dir, dtype)
+    llm = made.model.language_model
+    llm.generation_config = made.model.generation_config
+    with making(made.output_dir) as new:
+        llm.save_pretrained(new, max_shard_size=max_shard_size)
+        made.processor.tokenizer.save_pretrained(new)
+        made.sign(Path(new))
+    return made.report(llm)
+
+
+class _Loaded(NamedTuple):
+    """A checkpoint, whole in memory, and the folder to make of it."""
+
+    source: str
+    output_dir: Path
+    model: DeltaVLMForConditionalGeneration
+    processor: DeltaVLMProcessor
+    made_of: str
+    changes: list[str]
+
+    def sign(self, folder: Path) -> None:
+        said = {"of": self.made_of, "is": fingerprint(str(folder)), "changes": self.changes}
+        (folder / EXPORT_FILE).write_text(json.dumps(said, indent=2) + "\n")
+
+    def report(self, part: PreTrainedModel) -> Export:
+        return Export(
+            self.output_dir, part.num_parameters(), str(self.model.dtype).removeprefix("torch."), self.changes
+        )
+
+
+def _load(checkpoint: Source, output_dir: Source, dtype: str) -> _Loaded:
     output_dir = check_output(output_dir)
     if dtype != "auto":
         find_dtype(dtype)
     source = find_source(str(checkpoint))
     model, processor = load_model(str(checkpoint), "cpu", dtype)
+    if getattr(model, "is_quantized", False):
+        raise ValueError(
+            f"{checkpoint} is saved with a quantised language model, whose full weights are not there: export the "
+            "checkpoint that it was made of."
+        )
     config: DeltaVLMConfig = model.config
     made_of = fingerprint(config.name_or_path, model.weights_revision, config.weight_sources)
     changes = _rounding(source, model.weights_revision, model.dtype)
     if config.language_model_lora:
         merge_lora(model)
         changes.append("its LoRA adapter was merged")
-    config.made_from = _origins(config) or None
-    with making(output_dir) as new:
-        model.save_pretrained(new, only_trained=False, max_shard_size=max_shard_size)
-        processor.save_pretrained(new)
-        for file in _beside(Path(source)):
-            shutil.copy(file, new)
-        said = {"of": made_of, "is": fingerprint(new), "changes": changes}
-        (Path(new) / EXPORT_FILE).write_text(json.dumps(said, indent=2) + "\n")
-    return Export(output_dir, model.num_parameters(), str(model.dtype).removeprefix("torch."), changes)
+    return _Loaded(source, output_dir, model, processor, made_of, changes)
 
 
 def read_export(folder: Path, known: str) -> tuple[str | None, list[str]]:

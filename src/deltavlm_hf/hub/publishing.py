@@ -14,13 +14,13 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..inference.identity import fingerprint
+from ..inference.identity import EXPORT_FILE, fingerprint
 from ..inference.loading import SHIPPED
 from ..modeling import DeltaVLMConfig
 from ..modeling.weight_sources import check_index, check_inside
 from ..training import SETTINGS_FILE
 from .card import base_models_of, make_card, read_report, read_settings
-from .export import EXPORT_FILE, read_export
+from .export import read_export
 
 CARD = "README.md"
 # What a loaded model is made of; optimizers, checkpoints, logs and answers stay at home.

@@ -26,6 +26,7 @@ _SETTINGS = (
     "merges.txt",
     "*.index.json",
 )
+EXPORT_FILE = "export.json"  # beside what was made of a checkpoint: of which
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
