@@ -72,6 +72,14 @@ def add_engine(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_llm_url(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--llm-url",
+        metavar="URL",
+        help="have vLLM decode, whose API is there, such as http://127.0.0.1:8001/v1 (docs/serving.md)",
+    )
+
+
 def generate_kwargs(args: argparse.Namespace) -> dict[str, int]:
     return {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
 
@@ -84,12 +92,12 @@ def hide_progress_bars() -> None:
         logging.disable_progress_bar()
 
 
-def load(model: str, device: str):
+def load(model: str, device: str, llm_url: str | None = None):
     """The model and processor of [`add_model`]'s arguments; of one inside the package it is said what it knows."""
     from ..inference.loading import load_model
 
     hide_progress_bars()
-    loaded = load_model(model, device)
+    loaded = load_model(model, device, llm_url=llm_url)
     tell_note(model)
     return loaded
 

@@ -8,6 +8,7 @@ from .arguments import (
     FAILED,
     add_command,
     add_engine,
+    add_llm_url,
     add_model,
     add_workers,
     hide_progress_bars,
@@ -51,6 +52,7 @@ def add(subparsers) -> None:
     )
     add_workers(command)
     add_engine(command)
+    add_llm_url(command)
     add_argument(
         "--keep-going", action="store_true", help="exit with 0 although pairs failed, and do not keep them for later"
     )

@@ -8,6 +8,7 @@ from .arguments import (
     FAILED,
     add_command,
     add_engine,
+    add_llm_url,
     add_model,
     add_workers,
     generate_kwargs,
@@ -69,6 +70,7 @@ def add(subparsers) -> None:
     add_argument("--batch-size", type=positive_integer, default=32, metavar="N", help="default: %(default)s")
     add_workers(command)
     add_engine(command)
+    add_llm_url(command)
     add_model(command)
 
 
@@ -79,10 +81,10 @@ def run(args: argparse.Namespace) -> int:
 
     outputs = Outputs(args.output, args.heat, args.preview, args.html)
     stretch = _stretch(args.stretch)
-    engine, device = choose_engine(args.engine, args.model, args.device, args.ray_address, args.actors)
+    engine, device = choose_engine(args.engine, args.model, args.device, args.ray_address, args.actors, args.llm_url)
     if args.heat or args.dry_run:  # this process asks the model itself
         device = args.device
-    model, processor = load(args.model, device)
+    model, processor = load(args.model, device, args.llm_url)
     scene = open_scene(
         model,
         processor,

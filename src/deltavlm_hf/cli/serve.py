@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from .arguments import add_command, load, positive_integer, whole_number
+from .arguments import add_command, add_llm_url, load, positive_integer, whole_number
 
 KEY = "DELTAVLM_API_KEY"
 _LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -18,6 +18,7 @@ def add(subparsers) -> None:
     add_argument = command.add_argument
     add_argument("model", metavar="MODEL", help="folder or Hub id; inside the package are `small` and `tiny`")
     add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    add_llm_url(command)
     add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine alone)")
     add_argument("--port", type=whole_number, default=8000, help="0: a free one (default: %(default)s)")
     add_argument("--api-key", metavar="KEY", help=f"what clients have to show (default: ${KEY}; none without)")
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if key is None and args.host not in _LOCAL:
         print(f"deltavlm: anybody who reaches {args.host} may ask: consider --api-key", file=sys.stderr)
     listening = listen(args.host, args.port)
-    model, processor = load(args.model, args.device)
+    model, processor = load(args.model, args.device, args.llm_url)
     names = ("batch_size", "max_waiting", "max_tokens", "keep_minutes", "keep_pairs", "wait_ms", "allow_urls")
     name = args.name or (Path(args.model).resolve().name if os.path.isdir(args.model) else args.model)
     options = {name: getattr(args, name) for name in names}

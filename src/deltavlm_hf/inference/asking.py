@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from transformers import BatchFeature
 from transformers.image_utils import ImageInput
 
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMImageProcessor, DeltaVLMProcessor
 from ..processing.conversation import Turn
+from .remote import RemoteLanguageModel, UnreachableError, generate_remotely
 
 _OUTPUTS = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
 PAIRS_AT_ONCE = 8  # these keep an accelerator busy; more outgrow the caches of a CPU
@@ -61,13 +63,36 @@ def generate_ids(
     check_options(model, generate_kwargs)
     if len(questions) > 1 and generate_kwargs.get("streamer") is not None:
         raise ValueError(f"A `streamer` follows one answer, got {len(questions)} questions: ask them one by one.")
-    histories = [[] for _ in questions] if histories is None else histories
-    inputs = processor(images=images, text=questions, history=histories, padding=True, return_tensors="pt")
-    inputs = inputs.to(model.device, model.dtype)
+    if isinstance(model.language_model, RemoteLanguageModel):
+        features = generate_kwargs.pop("pair_features", None)
+        prompts = embed_questions(model, processor, questions, histories, images, pair_features=features)
+        return generate_remotely(model, prompts, generate_kwargs)
+    inputs = _prepare(model, processor, questions, histories, images)
     with torch.inference_mode():
         outputs = model.generate(**inputs, **generate_kwargs)
     ids = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences  # as the model's own defaults say
     return ids[:, inputs["input_ids"].shape[1] :]
+
+
+def _prepare(model, processor, questions, histories, images) -> BatchFeature:
+    histories = [[] for _ in questions] if histories is None else histories
+    inputs = processor(images=images, text=questions, history=histories, padding=True, return_tensors="pt")
+    return inputs.to(model.device, model.dtype)
+
+
+def embed_questions(
+    model: DeltaVLMForConditionalGeneration,
+    processor: DeltaVLMProcessor,
+    questions: Sequence[str],
+    histories: Sequence[Sequence[Turn] | None] | None = None,
+    images: ImageInput | None = None,
+    pair_features: torch.Tensor | None = None,
+) -> list[torch.Tensor]:
+    """What the language model reads of each question of [`answer`]: `(L, d_llm)`, change tokens in it, no padding."""
+    inputs = _prepare(model, processor, questions, histories, images)
+    with torch.inference_mode():
+        prompts = model.embed_prompt(**inputs, pair_features=pair_features)
+    return [prompt[mask.bool()] for prompt, mask in zip(prompts, inputs["attention_mask"], strict=True)]
 
 
 def _as_questions(questions: Sequence[str]) -> list[str]:
@@ -253,6 +278,8 @@ def _each(work: Callable[[list], Iterable], items: list) -> list:
     """What `work` makes of each item, of all at once; or, where that fails, of each by itself, or its error."""
     try:
         return list(work(items)) if items else []
+    except UnreachableError:  # no item's own
+        raise
     except Exception as error:
         return [error] if len(items) == 1 else [what for item in items for what in _each(work, [item])]
 

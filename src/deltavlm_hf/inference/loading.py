@@ -12,6 +12,7 @@ from .. import small, tiny
 from ..auto_classes import MODEL_TYPE
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
+from .remote import move_language_model
 
 # The models inside the package, and what is to be known where they answer.
 SHIPPED = {"small": small, "tiny": tiny}
@@ -34,7 +35,11 @@ def name_model(source: str) -> str:
 
 
 def load_model(
-    name: str = "small", device: str = "auto", dtype: str = "auto", quantization_config: Any = None
+    name: str = "small",
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization_config: Any = None,
+    llm_url: str | None = None,
 ) -> tuple[DeltaVLMForConditionalGeneration, DeltaVLMProcessor]:
     """
     Loads a model and its processor, both of one commit.
@@ -44,8 +49,11 @@ def load_model(
         device (`str`, *optional*, defaults to `"auto"`): `cpu`, `cuda`, `cuda:1`, ...
         dtype (`str`, *optional*, defaults to `"auto"`): the precision, by default as saved.
         quantization_config (*optional*): such as [`four_bit_config`]'s.
+        llm_url (`str`, *optional*): of vLLM's API, where the language model is, see [`move_language_model`]: of the
+            weights of the one in the model's own files only the embeddings stay, and the others never reach a GPU.
 
     Raises:
+        ConnectionError: if nothing answers at `llm_url`.
         ValueError: if there is no such device, or no such model: whatever transformers raises then, the message names
             the model.
     """
@@ -60,9 +68,12 @@ def load_model(
             raise ValueError(f"expected a {MODEL_TYPE} model, got {model_type}")
         processor = AutoProcessor.from_pretrained(source, revision=revision)
         model = AutoModelForImageTextToText.from_pretrained(
-            source, device_map=device, dtype=dtype, revision=revision, **options
+            source, device_map=device if llm_url is None else "cpu", dtype=dtype, revision=revision, **options
         )
     except Exception as error:  # transformers raises all kinds, and does not always name what it looked for
         reason = str(error) if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
         raise ValueError(f"--model {source}: {reason}") from error
+    if llm_url is not None:
+        move_language_model(model, llm_url)
+        model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     return model, processor

@@ -44,6 +44,7 @@ class PredictionRun:
         workers (`int`, *optional*, defaults to 1): processes that read images; with 0 the model's own does.
         engine (`str`, *optional*, defaults to `"local"`): `ray` for the processes of a Ray cluster.
         ray_address, actors (*optional*): which cluster, and how many copies of the model in it, see [`Cluster`].
+        llm_url (`str`, *optional*): where the language model is, see [`load_model`].
         limit (`int`, *optional*): only the first pairs.
         keep_going (`bool`, *optional*, defaults to `False`): the run is done with, whatever pairs failed: they are not
             kept to be asked again.
@@ -60,6 +61,7 @@ class PredictionRun:
     engine: Literal["local", "ray"] = "local"
     ray_address: str | None = None
     actors: int | None = None
+    llm_url: str | None = None
     limit: int | None = None
     keep_going: bool = False
 
@@ -98,6 +100,7 @@ def predict_pairs(run: PredictionRun) -> Predicted | None:
     Raises:
         ValueError: for pairs, questions or a model that cannot be used, or a journal of another run.
         BlockingIOError: if another run writes the same file.
+        ConnectionError: if the language model at `llm_url` does not answer, or no longer: the run goes on from there.
     """
     check_output(run.output)
     pairs = find_pair_table(run.pairs).first(run.limit)
@@ -111,8 +114,8 @@ def predict_pairs(run: PredictionRun) -> Predicted | None:
 
 def _predict(run: PredictionRun, pairs: PairTable, folder: Path) -> Predicted | None:
     state = process_state()
-    engine, device = choose_engine(run.engine, run.model, run.device, run.ray_address, run.actors)
-    model, processor = load_model(run.model, device)
+    engine, device = choose_engine(run.engine, run.model, run.device, run.ray_address, run.actors, run.llm_url)
+    model, processor = load_model(run.model, device, llm_url=run.llm_url)
     classes = classes_of(model.config)
     dialogues = run.dialogues(classes)
     check_columns(pairs.named(), classes)

@@ -22,7 +22,31 @@ class _RefuseInvalidScores(LogitsProcessor):
 
 
 class DeltaVLMGenerationMixin(GenerationMixin):
-    """`pair_features`, a repetition penalty that counts the answer alone, no scores that are NaN or infinite."""
+    """
+    `pair_features`, a repetition penalty that counts the answer alone, no scores that are NaN or infinite; and the
+    prompt as another program's language model is to read it.
+    """
+
+    def embed_prompt(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **images
+    ) -> torch.Tensor:
+        """
+        What the language model reads: the prompt's embeddings, with the change tokens in place of the placeholders.
+        `embed_prompt(**inputs)` takes what the processor returned.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, L)`): Q placeholders, then the prompt.
+            attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): not used: padding is embedded like the rest.
+            images: the pairs and their instructions, see [`~DeltaVLMModel.get_image_features`].
+
+        Returns:
+            `torch.Tensor` of shape `(B, L, d_llm)`: for `inputs_embeds`.
+
+        Raises:
+            ValueError: if placeholders and change tokens differ in number, or inputs contradict each other.
+        """
+        features = self.get_image_features(**images, return_dict=True)
+        return self._merge_change_tokens(input_ids, self._embed(input_ids), features.pooler_output)
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict) -> dict:
         # Stock `generate` encodes when pixels are among the arguments, and drops every other argument of

@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from ..inference.asking import encode_pixels, generate_ids
+from ..inference.asking import embed_questions, encode_pixels, generate_ids
+from ..inference.remote import RemoteLanguageModel, request_options
 from ..inference.turns import Turns
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
@@ -21,6 +23,9 @@ class Batcher:
     """
     Answers rows in batches, as they come. A batch takes the row that waits for longest and those most like it in
     length; rows that come meanwhile wait for the next one.
+
+    A language model in another process batches by itself: there each row is a request of its own, and a row that ends
+    makes room for the next.
 
     Args:
         model ([`DeltaVLMForConditionalGeneration`]): on any device.
@@ -52,8 +57,12 @@ class Batcher:
         config = model.generation_config
         ends = config.eos_token_id
         self._ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        self.has_beams = (config.num_beams or 1) > 1
+        self.is_remote = isinstance(model.language_model, RemoteLanguageModel)
+        self.has_beams = (config.num_beams or 1) > 1 and not self.is_remote
         self._waiting: list[Row] = []
+        self._under_way = 0
+        self._requests = ThreadPoolExecutor(batch_size)
+        self._tokenizing = threading.Lock()  # tokenizers are not for several threads at once
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -67,6 +76,7 @@ class Batcher:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        self._requests.shutdown()
 
     def __len__(self) -> int:
         """How many rows wait."""
@@ -107,7 +117,7 @@ class Batcher:
         """The rows of the next batch; none when all is done."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._changed.wait_for(lambda: self._room() if self._waiting else self._closed)
                 self._changed.wait_for(lambda: len(self._waiting) >= self.batch_size or self._closed, self.wait)
                 if self._waiting:  # those that were there may have left meanwhile
                     break
@@ -116,9 +126,12 @@ class Batcher:
             first = self._waiting[0]
             alike = [row for row in self._waiting if self._way(row) == self._way(first)]
             alike.sort(key=lambda row: (row is not first, abs(row.prompt_tokens - first.prompt_tokens)))
-            chosen = alike[: self.batch_size]
+            chosen = alike[: self._room()]
             self._waiting = [row for row in self._waiting if row not in chosen]
             return chosen
+
+    def _room(self) -> int:
+        return self.batch_size - self._under_way
 
     def _way(self, row: Row) -> int | None:
         """What rows of a batch have in common: none but beams, which end together, at one length."""
@@ -142,6 +155,9 @@ class Batcher:
         self._encode([pair for pair in pairs.values() if pair.features is None])
         for row in rows:
             row.begin()
+        if self.is_remote:
+            self._send(rows)
+            return
         by_beams = self._way(rows[0]) is not None
         options: dict = {"max_new_tokens": max(row.max_tokens for row in rows), "do_sample": False}
         if not by_beams:
@@ -155,7 +171,7 @@ class Batcher:
             self.processor,
             [row.question for row in rows],
             [row.history for row in rows],
-            pair_features=torch.stack([_features(row.pair) for row in rows]),
+            pair_features=_features(rows),
             **options,
         )
         if by_beams:
@@ -165,6 +181,44 @@ class Batcher:
                         row.take(token, self._ends, self.processor)
                 if row.finish_reason is None and not row.gone:
                     row.finish(True, self.processor)
+
+    def _send(self, rows: Sequence[Row]) -> None:
+        """Has rows answered in the other process; by threads, which do little but wait for it."""
+        with self._tokenizing:
+            prompts = embed_questions(
+                self.model,
+                self.processor,
+                [row.question for row in rows],
+                [row.history for row in rows],
+                pair_features=_features(rows),
+            )
+        with self._changed:
+            self._under_way += len(rows)
+        for row, prompt in zip(rows, prompts, strict=True):
+            self._requests.submit(self._follow, row, prompt)
+
+    def _follow(self, row: Row, prompt: torch.Tensor) -> None:
+        """Gives a row its tokens as they come, to its end or until nobody waits for it any more."""
+        options = request_options(self.model.generation_config) | {
+            "max_tokens": row.max_tokens,
+            "temperature": row.temperature,
+            "top_k": row.top_k or 0,
+            "top_p": row.top_p,
+            "seed": row.seed,
+        }
+        try:
+            for _, ids, finish_reason in self.model.language_model.complete([prompt], options):
+                with self._tokenizing:
+                    if any(row.take(token, self._ends, self.processor) for token in ids):
+                        break
+                    if finish_reason is not None:
+                        row.finish(finish_reason == "stop", self.processor)
+        except Exception as error:
+            row.tell(error)
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
 
     def _encode(self, pairs: Sequence[Pair]) -> None:
         pixels = [pair.pixels for pair in pairs if pair.pixels is not None]
@@ -177,6 +231,6 @@ class Batcher:
         self.metrics.encoded.inc(len(pairs))
 
 
-def _features(pair: Pair) -> torch.Tensor:
-    assert pair.features is not None
-    return pair.features
+def _features(rows: Sequence[Row]) -> torch.Tensor:
+    """Of the rows' pairs, which are encoded: `(B, 2N, D)`."""
+    return torch.stack([row.pair.features for row in rows if row.pair.features is not None])

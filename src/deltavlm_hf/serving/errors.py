@@ -9,6 +9,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from ..inference.remote import UnreachableError
+
 logger = logging.getLogger(__name__)
 
 # What can be told, for the API's description. No error has status 422, which FastAPI would describe by itself.
@@ -94,6 +96,13 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     logger.error("A request failed", exc_info=error)
+    if isinstance(error, UnreachableError):
+        return ApiError(
+            "The language model does not answer. Ask again in a moment.",
+            503,
+            code="language_model_unavailable",
+            retry_after=5,
+        )
     return ApiError("Something went wrong here, and has been noted. Try again, or other images.", 500)
 
 
