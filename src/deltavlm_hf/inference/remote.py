@@ -47,12 +47,12 @@ class Piece(NamedTuple):
     What comes of a prompt next.
 
     Attributes:
-        index (`int`): which prompt.
+        number (`int`): which prompt.
         ids (`list[int]`): its next tokens.
         finish_reason (`str`, *optional*): `stop` or `length` with the last of them.
     """
 
-    index: int
+    number: int
     ids: list[int]
     finish_reason: str | None
 
@@ -256,7 +256,7 @@ def generate_remotely(
         raise ValueError(f"A language model behind --llm-url cannot be told {', '.join(unknown)}: leave it out.")
     answers: list[list[int]] = [[] for _ in prompts]
     for piece in model.language_model.complete(prompts, request_options(config)):
-        answers[piece.index] += piece.ids
+        answers[piece.number] += piece.ids
     ids = [torch.tensor(each, dtype=torch.long) for each in answers]
     return pad_sequence(ids, batch_first=True, padding_value=config.pad_token_id or 0)
 
