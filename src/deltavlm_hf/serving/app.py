@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from .. import __version__
 from ..data.classes import classes_of
 from ..inference.asking import check_options
+from ..inference.remote import RemoteLanguageModel
 from ..inference.turns import Turns
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
@@ -83,8 +84,11 @@ def make_app(model: DeltaVLMForConditionalGeneration, processor: DeltaVLMProcess
 
     Raises:
         ValueError: if the model's own way to generate does not give one answer to each question.
+        ValueError: for a page, if the model's language model is in vLLM.
         ImportError: for a page, if the packages for it are not installed.
     """
+    if settings.page and isinstance(model.language_model, RemoteLanguageModel):
+        raise ValueError("The page asks the language model in this process: leave out --page or --llm-url.")
     metrics = Metrics()
     turns = Turns()
     service = Service(model, processor, settings, metrics, turns)
