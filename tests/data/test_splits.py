@@ -100,7 +100,15 @@ class TestSplits:
         assert all(cities.values()) and sum(map(len, cities.values())) == 4  # each city on one side
         rows = load_changechat(tmp_path / "out", flat, split="test", cache_dir=tmp_path / "cache")
         assert len(rows) == 4 * built["test"]["pairs"]
-        assert f"{tmp_path / 'out'}: {built['train']['pairs']} pairs in train" in said.err
+        for split, found in built.items():
+            places = f"of {len(cities[split])} places: {', '.join(sorted(cities[split]))}"
+            assert (
+                f"{tmp_path / 'out'}: {found['pairs']} pairs in {split}, {found['changed']} changed, {places}"
+                in said.err
+            )
+            assert ("one kind alone" in said.err) == any(
+                each["changed"] in (0, each["pairs"]) for each in built.values()
+            )
 
     def test_by_a_column(self, flat, tmp_path, capsys):
         names = sorted({path.name.rpartition("_")[0] for path in flat.iterdir()})
@@ -133,7 +141,7 @@ class TestSplits:
         assert self.build(*options) == 0
         said = capsys.readouterr()
         assert {split: each["pairs"] for split, each in json.loads(said.out).items()} == {"train": 3, "test": 2}
-        assert "warning" not in said.err
+        assert "warning" not in said.err and said.err.count("one kind alone") == 2
         assert self.build(*options, "--places", "(.+)_", "--overwrite") == 0
         told = capsys.readouterr().err
         assert "warning: 1 places are in more than one split" in told and "ulm (2 in train, 1 in test)" in told

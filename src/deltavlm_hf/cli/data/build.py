@@ -7,6 +7,8 @@ import sys
 from ..arguments import add_command
 from .arguments import add_pairs, build_kwargs, find_pairs_of
 
+SOME = 5  # names that are told of many
+
 
 def add(subparsers) -> None:
     command = add_command(subparsers, "build", run, "Build annotations by rule from captions and change masks.")
@@ -31,7 +33,7 @@ def add(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ...data.build import RULE_TASKS, SHARES, build_dataset, build_splits, find_splits
+    from ...data.build import RULE_TASKS, SHARES, build_dataset, build_splits, find_places, find_splits
 
     choices = {"tasks": args.tasks or RULE_TASKS, "seed": args.seed, "paraphrase": args.paraphrase}
     choices["overwrite"] = args.overwrite
@@ -47,12 +49,23 @@ def run(args: argparse.Namespace) -> int:
     summaries = build_splits(splits, **build_kwargs(args), **choices)
     print(json.dumps({split: vars(each) for split, each in summaries.items()}, indent=1, ensure_ascii=False))
     if on_both_sides:
-        more = f" and {len(on_both_sides) - 5} more" if len(on_both_sides) > 5 else ""
         print(
             f"deltavlm: warning: {len(on_both_sides)} places are in more than one split, so that what is asked may be "
-            f"what was learnt: {', '.join(on_both_sides[:5])}{more}",
+            f"what was learnt: {_some(on_both_sides)}",
             file=sys.stderr,
         )
-    sizes = ", ".join(f"{len(pairs)} pairs in {split}" for split, pairs in splits.items())
-    print(f"{args.output}: {sizes}", file=sys.stderr)
+    names = {split: [pair.name for pair in pairs] for split, pairs in splits.items()}
+    place_of = find_places([name for each in names.values() for name in each], args.places) if args.places else {}
+    for split, summary in summaries.items():
+        told = f"{summary.pairs} pairs in {split}, {summary.changed} changed"
+        if places := sorted({place_of[name] for name in names[split] if name in place_of}):
+            told += f", of {len(places)} places: {_some(places)}"
+        if summary.changed in (0, summary.pairs):
+            told += "; one kind alone: figures of it say little"
+        print(f"{args.output}: {told}", file=sys.stderr)
     return 0
+
+
+def _some(names: list[str]) -> str:
+    """The first of them."""
+    return ", ".join(names[:SOME]) + (f" and {len(names) - SOME} more" if len(names) > SOME else "")
