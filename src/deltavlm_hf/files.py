@@ -85,3 +85,8 @@ def making(folder: str | os.PathLike) -> Iterator[str]:
         if made != folder:
             shutil.rmtree(made, ignore_errors=True)
         raise
+
+
+def find_licences(folder: Path) -> list[Path]:
+    """The licence files beside a model, which go along with what is made of it."""
+    return [path for path in sorted(folder.glob("LICENSE*")) if path.is_file()]

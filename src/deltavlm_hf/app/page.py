@@ -7,8 +7,6 @@ and the conversation look like and do in the browser is in `static`.
 
 import logging
 import queue
-import signal
-import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -421,7 +419,7 @@ def launch(page: gr.Blocks, **kwargs: Any) -> None:
         kwargs: for `gradio.Blocks.launch`, such as `server_name`, `server_port`, `share`.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which clears the visitors' files
+        guard.exit_on_sigterm()
     page.launch(state_session_capacity=guard.MAX_SESSIONS, **_guarded(page), **kwargs)
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from huggingface_hub import hf_hub_download
 
 from ..data.classes import ROADS_AND_BUILDINGS, STATED, ChangeClass, Classes
-from ..data.questions import classes_named, join_words, parse_count, parse_grid, parse_yes_no, question_task
+from ..data.questions import classes_named, parse_count, parse_grid, parse_yes_no, question_task
 from ..data.rules import CELLS
+from ..data.words import join_words
 from ..inference.loading import SHIPPED, name_model
 from .overlay import css_colours
 
@@ -128,9 +129,8 @@ def join_grids(
     grids: Sequence[Sequence[np.ndarray] | None], across: int, classes: Classes = ROADS_AND_BUILDINGS
 ) -> list[np.ndarray]:
     """The cells of all tiles, row by row, as those of one grid `(3 * across)` cells wide."""
-    joined = np.zeros(
-        (len(classes), across, 3, across, 3), bool
-    )  # kind, row of tiles, of cells, column of tiles, of cells
+    # Class, row of tiles, of cells, column of tiles, of cells.
+    joined = np.zeros((len(classes), across, 3, across, 3), bool)
     for number, grid in enumerate(grids):
         if grid is not None:
             joined[:, number // across, :, number % across] = np.stack(grid).reshape(-1, 3, 3)

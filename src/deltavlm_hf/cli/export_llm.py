@@ -1,9 +1,9 @@
 """`deltavlm export-llm`."""
 
 import argparse
-from pathlib import Path
 
 from .arguments import add_command, hide_progress_bars
+from .export import add_form, tell
 
 
 def add(subparsers) -> None:
@@ -15,9 +15,7 @@ def add(subparsers) -> None:
         "decodes for `--llm-url`, and for whatever else loads language models.",
     )
     command.add_argument("model", metavar="MODEL", help="folder or Hub id; inside the package are `small` and `tiny`")
-    command.add_argument("output_dir", type=Path, metavar="OUT", help="the folder to make")
-    command.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: as it is loaded)")
-    command.add_argument("--max-shard-size", default="2GB", metavar="SIZE", help="default: %(default)s")
+    add_form(command)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,6 +23,5 @@ def run(args: argparse.Namespace) -> int:
 
     hide_progress_bars()
     done = export_language_model(args.model, args.output_dir, dtype=args.dtype, max_shard_size=args.max_shard_size)
-    changes = f"; {', '.join(done.changes)}" if done.changes else ""
-    print(f"The language model of {args.model} is in {done.folder}: {done.weights:,} weights in {done.dtype}{changes}")
+    print(f"The language model of {args.model} is in {tell(done)}")
     return 0

@@ -19,6 +19,7 @@ from .pairs import read_table
 from .questions import TASKS, make_turns, says_change
 from .records import Record, RecordError, check_path, write_records
 from .rules import LEVIR, Facts, Thresholds, load_mask, read_facts
+from .words import shorten
 
 RULE_TASKS = ("caption", "binary", "count", "grid", "dialogue")
 SPLITS = ("train", "val", "test")
@@ -119,8 +120,7 @@ def _dated_pairs(
     if alone := sorted(
         path.name for key, path in {**before, **after}.items() if key not in before or key not in after
     ):
-        more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
-        raise ValueError(f"Images without their other date: {', '.join(alone[:5])}{more}.")
+        raise ValueError(f"Images without their other date: {shorten(alone)}.")
     texts: dict[str, tuple[str, ...]] = {}
     for file, captions in written.items():
         name = _without_ending(file)
@@ -308,8 +308,7 @@ def find_places(names: Iterable[str], places: str) -> dict[str, str]:
         matches = {name: expression.search(name) for name in names}
         found = {name: match[1] for name, match in matches.items() if match and match[1]}
     if lacking := [name for name in names if name not in found]:
-        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-        raise ValueError(f"These pairs have no place by {places!r}: {', '.join(lacking[:5])}{more}.")
+        raise ValueError(f"These pairs have no place by {places!r}: {shorten(lacking)}.")
     return found
 
 
@@ -388,7 +387,7 @@ def find_splits(
     places: str | None = None,
     shares: Sequence[float] = SHARES,
     seed: int = 0,
-) -> tuple[dict[str, list[Pair]], list[str]]:
+) -> tuple[dict[str, list[Pair]], dict[str, str]]:
     """
     The pairs of all splits at once: of the folders `train`, `val` and `test`, or of one folder, split by place.
 
@@ -399,7 +398,8 @@ def find_splits(
         shares, seed: see [`split_by_place`].
 
     Returns:
-        `tuple[dict[str, list[Pair]], list[str]]`: pairs by split, and the places that are in more than one.
+        `tuple[dict[str, list[Pair]], dict[str, str]]`: pairs by split, and by the name of each its place, where
+        `places` says it.
 
     Raises:
         ValueError: if there are neither folders of splits nor places, and as [`find_pairs`] and [`split_by_place`] do.
@@ -419,11 +419,11 @@ def find_splits(
         )
     else:
         pairs = find_pairs(images, captions, masks)
-        return split_by_place(pairs, find_places([pair.name for pair in pairs], places), shares, seed), []
+        of_name = find_places([pair.name for pair in pairs], places)
+        return split_by_place(pairs, of_name, shares, seed), of_name
     if places is None:
-        return found, []
-    of_name = find_places([pair.name for pairs in found.values() for pair in pairs], places)
-    return found, places_on_both_sides(found, of_name)
+        return found, {}
+    return found, find_places([pair.name for pairs in found.values() for pair in pairs], places)
 
 
 def build_splits(splits: Mapping[str, Sequence[Pair]], output: str | Path, **kwargs) -> dict[str, Summary]:

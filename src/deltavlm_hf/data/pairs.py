@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
 from .changechat import ENDINGS, dated_images, images_in
+from .words import shorten
 
 DATES = ("before", "after")
 _IMAGE_FOLDER = {f"{date}_file_name": date for date in DATES}  # as ImageFolder names columns of images
@@ -107,8 +108,7 @@ def _match(
         if key not in other
     )
     if alone:
-        more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
-        raise ValueError(f"{folder}: images without their other date: {', '.join(alone[:5])}{more}.")
+        raise ValueError(f"{folder}: images without their other date: {shorten(alone)}.")
     if not before:
         raise ValueError(f"There are no pairs in {folder}; expected {_FORMS}.")
     keys = sorted(before)

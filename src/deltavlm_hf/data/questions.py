@@ -12,6 +12,7 @@ import numpy as np
 
 from .classes import NEW, REMOVED, ROADS_AND_BUILDINGS, STATED, ChangeClass, Classes
 from .rules import CELLS, Facts
+from .words import join_words
 
 TASKS = ("caption", "binary", "count", "grid", "open", "dialogue")
 
@@ -70,11 +71,6 @@ def wording(classes: Classes) -> Wording:
     }
     task_of |= {_plain(follow_ups[0]): "count", _plain(follow_ups[1]): "caption"}
     return Wording(instructions, paraphrases, follow_ups, task_of)
-
-
-def join_words(words: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _named(how: str, noun: str) -> str:

@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from ..processing.reading import READING_ERRORS, read_image
 from .classes import BUILDING, NEW, REMOVED, ROAD, ROADS_AND_BUILDINGS, ChangeClass, Classes
+from .words import shorten
 
 CELLS = tuple(f"{row}-{column}" for row in ("top", "center", "bottom") for column in ("left", "center", "right"))
 
@@ -196,11 +197,10 @@ def _roads_and_buildings(values: np.ndarray, binary: bool, name: str) -> np.ndar
 def _own_classes(values: np.ndarray, name: str, classes: Classes) -> np.ndarray:
     known = classes.values
     if other := sorted({*np.unique(values).tolist()} - {0, *known.values(), *classes.unchanged}):
-        more = f" and {len(other) - 5} more" if len(other) > 5 else ""
         expected = ", ".join(f"{value} ({kind})" for kind, value in known.items())
         unchanged = ", ".join(map(str, sorted({0, *classes.unchanged})))
         raise ValueError(
-            f"{name} has the values {', '.join(map(str, other[:5]))}{more}, which are no class's: expected "
+            f"{name} has the values {shorten(other)}, which are no class's: expected "
             f"{unchanged} (unchanged) and {expected}."
         )
     return np.where(np.isin(values, [*known.values()]), values, 0).astype(np.uint8)

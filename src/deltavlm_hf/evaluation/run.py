@@ -12,7 +12,7 @@ from ..data.build import read_captions
 from ..data.changechat import find_classes
 from ..data.classes import ROADS_AND_BUILDINGS, Classes
 from ..data.rows import first_rows, undecoded
-from ..inference.identity import fingerprint, identify
+from ..inference.identity import fingerprint_of, identify
 from ..inference.loading import load_model
 from ..inference.processes import lock_folder, own_device, process_state
 from .answering import ModelAnswerer, digest_rows, group_by_pair, predict
@@ -175,7 +175,7 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
     records: dict[str, list[Entry]] = {}
     model_cases: list = []
     for name in dict.fromkeys((run.model, *run.baselines)):
-        predictions, masks, model = _predict(run, name, rows, training)
+        predictions, masks, model = _predict(run, name, rows, training, classes)
         if state.is_main_process:
             systems[name], cases = evaluate_predictions(texts, predictions, protocol, classes=classes)
             model_cases = model_cases or cases
@@ -217,13 +217,13 @@ def evaluate(run: EvaluationRun) -> Evaluation | None:
 
 
 def _predict(
-    run: EvaluationRun, name: str, rows: datasets.Dataset, training: datasets.Dataset | None
+    run: EvaluationRun, name: str, rows: datasets.Dataset, training: datasets.Dataset | None, classes: Classes
 ) -> tuple[list[dict[str, Any]], SeenMasks | None, str | None]:
     """The answers of the model or of a baseline; of a model its masks, if it makes any, and its fingerprint."""
     folder = Path(run.output) / "predictions" / Path(name).name
     with lock_folder(folder):  # before the model is loaded, which takes its time
         if name in BASELINES:
-            answerer: Any = make_baseline(name, training, run.classes)
+            answerer: Any = make_baseline(name, training, classes)
             made_of: Any = None if training is None else digest_rows(training)
         else:
             model, processor = load_model(name, own_device(run.device), run.dtype, run.quantization_config)
@@ -241,9 +241,7 @@ def _predict(
         )
         if name in BASELINES:
             return predictions, None, None
-        config = model.config
-        known = fingerprint(config.name_or_path, model.weights_revision, config.weight_sources)
-        return predictions, see_masks(model, processor, rows, run.classes), known
+        return predictions, see_masks(model, processor, rows, classes), fingerprint_of(model)
 
 
 def _score_masks(texts: datasets.Dataset, predictions: list[dict[str, Any]], seen: SeenMasks) -> dict[str, dict]:

@@ -113,7 +113,7 @@ def make_card(
         "Answers instructions about two images of the same place at two dates: "
         "[DeltaVLM](https://arxiv.org/abs/2507.22346) in the form of Transformers.",
         _use(repo_id),
-        _contents(folder, config, license, base_models),
+        _contents(folder, config, license, base_models, classes),
         _training(settings),
         _figures(report, results, changes),
         _limits(report),
@@ -150,7 +150,9 @@ def base_models_of(config: Mapping[str, Any]) -> list[str]:
     )
 
 
-def _contents(folder: Path, config: Mapping[str, Any], license: str, base_models: Sequence[str]) -> str:
+def _contents(
+    folder: Path, config: Mapping[str, Any], license: str, base_models: Sequence[str], classes: Classes
+) -> str:
     with ExitStack() as stack:
         weights = open_weights([str(path) for path in sorted(folder.glob("*.safetensors"))], stack)
         count = sum(math.prod(shape(weight)) for weight in weights.values())
@@ -165,8 +167,7 @@ def _contents(folder: Path, config: Mapping[str, Any], license: str, base_models
         f"{_text(text.get('num_hidden_layers', 32))} layers",
     ]
     if config.get("change_classes"):
-        names = ", ".join(Classes.from_dict(config["change_classes"]).names)
-        lines.append(f"- what it counts and places: {_text(names)}")
+        lines.append(f"- what it counts and places: {_text(', '.join(classes.names))}")
     if config.get("mask_classes"):
         lines.append(f"- change masks: {_text(', '.join(config['mask_classes']))}")
     for source in config.get("weight_sources") or []:

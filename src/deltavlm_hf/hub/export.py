@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from ..files import making
-from ..inference.identity import EXPORT_FILE, fingerprint
+from ..files import find_licences, making
+from ..inference.identity import EXPORT_FILE, fingerprint, fingerprint_of
 from ..inference.loading import find_source, load_model
 from ..modeling import DeltaVLMConfig, DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
@@ -130,7 +130,7 @@ def _load(checkpoint: Source, output_dir: Source, dtype: str) -> _Loaded:
             "checkpoint that it was made of."
         )
     config: DeltaVLMConfig = model.config
-    made_of = fingerprint(config.name_or_path, model.weights_revision, config.weight_sources)
+    made_of = fingerprint_of(model)
     changes = _rounding(source, model.weights_revision, model.dtype)
     if config.language_model_lora:
         merge_lora(model)
@@ -174,6 +174,5 @@ def _origins(config: DeltaVLMConfig) -> list[dict[str, Any]]:
 
 def _beside(folder: Path) -> list[Path]:
     """A licence and the settings of a training run; of one of the run's checkpoints these lie a folder higher."""
-    licences = [path for path in sorted(folder.glob("LICENSE*")) if path.is_file()]
     run = folder.parent if folder.name.startswith("checkpoint-") else folder
-    return [*licences, *(path for path in [run / SETTINGS_FILE] if path.is_file())]
+    return [*find_licences(folder), *(path for path in [run / SETTINGS_FILE] if path.is_file())]

@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from ..data.words import shorten
 from ..files import making
 from ..modeling import DeltaVLMConfig, DeltaVLMForConditionalGeneration
 from ..modeling.weight_sources import first_values, shape
 from ..processing import DeltaVLMProcessor
-from .sources import Origin, Weights, shorten
+from .sources import Origin, Weights
 
 
 def embedding_names(text_config: PreTrainedConfig) -> list[str]:

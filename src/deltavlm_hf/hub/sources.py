@@ -11,6 +11,7 @@ import torch
 from transformers import logging
 from transformers.utils.hub import extract_commit_hash
 
+from ..data.words import shorten
 from ..modeling.weight_sources import digest, find_files, open_weights, read_torch_file
 from .names import DROPPED_LANGUAGE_MODEL, DROPPED_VISION, NAMES
 
@@ -111,8 +112,3 @@ def warn_if_csrm_is_untrained(state_dict: Weights, source: Source) -> None:
             "been trained. The authors' released training code leaves CSRM out; `difference_module='concat'` is what "
             "such a checkpoint was trained with."
         )
-
-
-def shorten(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -64,6 +64,11 @@ def fingerprint(name: str, revision: str | None = None, sources: Sequence[Mappin
     return "+".join(parts)
 
 
+def fingerprint_of(model: DeltaVLMForConditionalGeneration) -> str:
+    """The [`fingerprint`] of a loaded model: of what it was loaded from."""
+    return fingerprint(model.config.name_or_path, model.weights_revision, model.config.weight_sources)
+
+
 def _places(model: DeltaVLMForConditionalGeneration) -> list[tuple[str, str]]:
     places = [(model.config.name_or_path, model.weights_revision)]
     for source in model.config.weight_sources or []:

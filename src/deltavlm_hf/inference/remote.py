@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from ..modeling import DeltaVLMForConditionalGeneration
-from .identity import EXPORT_FILE, fingerprint
+from .identity import EXPORT_FILE, fingerprint_of
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def move_language_model(model: DeltaVLMForConditionalGeneration, url: str) -> No
     if beams > 1:
         logger.warning("The model answers by %d beams; behind --llm-url the likeliest token is taken.", beams)
     remote = RemoteLanguageModel(copy.deepcopy(model.get_input_embeddings()), url)
-    remote.connect(fingerprint(model.config.name_or_path, model.weights_revision, model.config.weight_sources))
+    remote.connect(fingerprint_of(model))
     model.language_model = remote
 
 
@@ -225,13 +225,18 @@ def request_options(config: GenerationConfig) -> dict[str, Any]:
     for name, (word, default) in _SAID.items():
         value = getattr(config, name)
         said[word] = default if value is None else value
-    ends = config.eos_token_id
     return {
         **said,
         "temperature": (config.temperature or 1.0) if config.do_sample else 0.0,
-        "stop_token_ids": ends if isinstance(ends, list) else [] if ends is None else [ends],
+        "stop_token_ids": end_ids(config),
         "logit_bias": {str(token): _SUPPRESSED for token in config.suppress_tokens or []},
     }
+
+
+def end_ids(config: GenerationConfig) -> list[int]:
+    """The tokens that end an answer."""
+    ends = config.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def generate_remotely(

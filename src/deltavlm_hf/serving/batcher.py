@@ -9,7 +9,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..inference.asking import embed_questions, encode_pixels, generate_ids
-from ..inference.remote import RemoteLanguageModel, request_options
+from ..inference.remote import RemoteLanguageModel, end_ids, request_options
 from ..inference.turns import Turns
 from ..modeling import DeltaVLMForConditionalGeneration
 from ..processing import DeltaVLMProcessor
@@ -55,12 +55,12 @@ class Batcher:
         self.most_waiting = most_waiting
         self.turns = turns
         config = model.generation_config
-        ends = config.eos_token_id
-        self._ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        self._ends = end_ids(config)
         self.is_remote = isinstance(model.language_model, RemoteLanguageModel)
         self.has_beams = (config.num_beams or 1) > 1 and not self.is_remote
         self._waiting: list[Row] = []
         self._under_way = 0
+        self._said = request_options(config) if self.is_remote else {}
         self._requests = ThreadPoolExecutor(batch_size)
         self._tokenizing = threading.Lock()  # tokenizers are not for several threads at once
         self._changed = threading.Condition()
@@ -155,8 +155,12 @@ class Batcher:
         self._encode([pair for pair in pairs.values() if pair.features is None])
         for row in rows:
             row.begin()
+        asked = (self.model, self.processor, [row.question for row in rows], [row.history for row in rows])
+        features = torch.stack([row.pair.features for row in rows if row.pair.features is not None])  # all are
         if self.is_remote:
-            self._send(rows)
+            with self._tokenizing:
+                prompts = embed_questions(*asked, pair_features=features)
+            self._send(rows, prompts)
             return
         by_beams = self._way(rows[0]) is not None
         options: dict = {"max_new_tokens": max(row.max_tokens for row in rows), "do_sample": False}
@@ -166,14 +170,7 @@ class Batcher:
                 "logits_processor": LogitsProcessorList([Choose(rows)]),
                 "stopping_criteria": StoppingCriteriaList([Follow(rows, self._ends, self.processor)]),
             }
-        answers = generate_ids(
-            self.model,
-            self.processor,
-            [row.question for row in rows],
-            [row.history for row in rows],
-            pair_features=_features(rows),
-            **options,
-        )
+        answers = generate_ids(*asked, pair_features=features, **options)
         if by_beams:
             for row, ids in zip(rows, answers, strict=True):
                 for token in ids:
@@ -182,16 +179,8 @@ class Batcher:
                 if row.finish_reason is None and not row.gone:
                     row.finish(True, self.processor)
 
-    def _send(self, rows: Sequence[Row]) -> None:
+    def _send(self, rows: Sequence[Row], prompts: Sequence[torch.Tensor]) -> None:
         """Has rows answered in the other process; by threads, which do little but wait for it."""
-        with self._tokenizing:
-            prompts = embed_questions(
-                self.model,
-                self.processor,
-                [row.question for row in rows],
-                [row.history for row in rows],
-                pair_features=_features(rows),
-            )
         with self._changed:
             self._under_way += len(rows)
         for row, prompt in zip(rows, prompts, strict=True):
@@ -199,7 +188,7 @@ class Batcher:
 
     def _follow(self, row: Row, prompt: torch.Tensor) -> None:
         """Gives a row its tokens as they come, to its end or until nobody waits for it any more."""
-        options = request_options(self.model.generation_config) | {
+        options = self._said | {
             "max_tokens": row.max_tokens,
             "temperature": row.temperature,
             "top_k": row.top_k or 0,
@@ -229,8 +218,3 @@ class Batcher:
             # Not a view of all, which would stay as long as one of them does.
             pair.features, pair.pixels = each.clone(), None
         self.metrics.encoded.inc(len(pairs))
-
-
-def _features(rows: Sequence[Row]) -> torch.Tensor:
-    """Of the rows' pairs, which are encoded: `(B, 2N, D)`."""
-    return torch.stack([row.pair.features for row in rows if row.pair.features is not None])

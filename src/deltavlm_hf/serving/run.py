@@ -1,8 +1,6 @@
 """A server for the API: one process, one address."""
 
-import signal
 import socket
-import sys
 
 import uvicorn
 
@@ -48,8 +46,10 @@ def serve(
         model, processor, settings: see [`make_app`].
         listening (`socket.socket`): from [`listen`].
     """
-    if settings.page:  # it ends by itself, so that the visitors' files are cleared
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if settings.page:
+        from ..app.guard import exit_on_sigterm
+
+        exit_on_sigterm()
     config = uvicorn.Config(
         make_app(model, processor, settings),
         log_level="warning",

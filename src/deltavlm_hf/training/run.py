@@ -18,7 +18,7 @@ from ..data.changechat import find_classes
 from ..data.classes import ROADS_AND_BUILDINGS, Classes
 from ..data.questions import check_tasks
 from ..data.rows import first_rows, undecoded
-from ..files import write_text
+from ..files import find_licences, write_text
 from ..inference.loading import find_source
 from ..modeling import DeltaVLMConfig
 from ..modeling.lora import make_lora_config
@@ -253,7 +253,7 @@ def train(run: TrainingRun, show: Callable[[str], None] = logger.info) -> Path:
         (Path(args.output_dir) / SETTINGS_FILE).unlink(missing_ok=True)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        for file in Path(run.source).glob("LICENSE*"):  # it holds for what was made of those weights too
+        for file in find_licences(Path(run.source)):
             (Path(args.output_dir) / file.name).write_bytes(file.read_bytes())
         described = json.dumps(dataclasses.asdict(run), indent=2, default=str) + "\n"
         write_text(Path(args.output_dir) / SETTINGS_FILE, described)

@@ -7,8 +7,6 @@ import sys
 from ..arguments import add_command
 from .arguments import add_pairs, build_kwargs, find_pairs_of
 
-SOME = 5  # names that are told of many
-
 
 def add(subparsers) -> None:
     command = add_command(subparsers, "build", run, "Build annotations by rule from captions and change masks.")
@@ -33,7 +31,8 @@ def add(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ...data.build import RULE_TASKS, SHARES, build_dataset, build_splits, find_places, find_splits
+    from ...data.build import RULE_TASKS, SHARES, build_dataset, build_splits, find_splits, places_on_both_sides
+    from ...data.words import shorten
 
     choices = {"tasks": args.tasks or RULE_TASKS, "seed": args.seed, "paraphrase": args.paraphrase}
     choices["overwrite"] = args.overwrite
@@ -43,29 +42,22 @@ def run(args: argparse.Namespace) -> int:
         summary = build_dataset(find_pairs_of(args), split=args.split, **build_kwargs(args), **choices)
         print(json.dumps(vars(summary), indent=1, ensure_ascii=False))
         return 0
-    splits, on_both_sides = find_splits(
+    splits, place_of = find_splits(
         args.images, args.captions, args.masks, args.places, args.shares or SHARES, args.seed
     )
     summaries = build_splits(splits, **build_kwargs(args), **choices)
     print(json.dumps({split: vars(each) for split, each in summaries.items()}, indent=1, ensure_ascii=False))
-    if on_both_sides:
+    if on_both_sides := places_on_both_sides(splits, place_of) if place_of else []:
         print(
             f"deltavlm: warning: {len(on_both_sides)} places are in more than one split, so that what is asked may be "
-            f"what was learnt: {_some(on_both_sides)}",
+            f"what was learnt: {shorten(on_both_sides)}",
             file=sys.stderr,
         )
-    names = {split: [pair.name for pair in pairs] for split, pairs in splits.items()}
-    place_of = find_places([name for each in names.values() for name in each], args.places) if args.places else {}
     for split, summary in summaries.items():
         told = f"{summary.pairs} pairs in {split}, {summary.changed} changed"
-        if places := sorted({place_of[name] for name in names[split] if name in place_of}):
-            told += f", of {len(places)} places: {_some(places)}"
+        if places := sorted({place_of[pair.name] for pair in splits[split] if place_of}):
+            told += f", of {len(places)} places: {shorten(places)}"
         if summary.changed in (0, summary.pairs):
             told += "; one kind alone: figures of it say little"
         print(f"{args.output}: {told}", file=sys.stderr)
     return 0
-
-
-def _some(names: list[str]) -> str:
-    """The first of them."""
-    return ", ".join(names[:SOME]) + (f" and {len(names) - SOME} more" if len(names) > SOME else "")
