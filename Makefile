@@ -1,5 +1,5 @@
 # Everything happens in .venv, which the first target that needs it creates.
-.PHONY: help demo test test-lowest test-newest test-vllm tiny real style quality lock audit cuda-check cuda-wheels
+.PHONY: help demo test test-slow test-lowest test-newest test-vllm tiny real style quality lock audit cuda-check cuda-wheels
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,8 +15,12 @@ help:  ## list the targets
 demo: .venv/.installed  ## ask the model that ships with the package about a generated pair, write a picture of it
 	$(BIN)/deltavlm demo
 
-test: .venv/.installed-dev  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
+PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: .venv/.installed-dev  ## run the tests, but for those marked slow
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) --durations 15 -m "not slow"
+
+test-slow: .venv/.installed-dev  ## run the tests marked slow: browsers, training runs, whole commands
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) --durations 15 -m slow
 
 tiny: .venv/.installed-dev  ## make the tiny model inside the package anew, from seed to weights (an hour or more)
 	$(BIN)/python examples/train_tiny.py --output src/deltavlm_hf/tiny_model
@@ -75,10 +79,10 @@ CORE := $(addprefix tests/modeling/test_,caches.py common.py csrm.py explain.py 
 	tests/test_auto_classes.py tests/test_saved_folders.py tests/evaluation/test_answering.py
 NEWEST_TORCH ?= torch
 test-lowest: .venv-lowest/.installed  ## run the core tests with the lowest versions that setup.cfg allows
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(CORE)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/$(PYTEST) -m "not slow" $(CORE)
 
 test-newest: .venv-newest/.installed  ## run the core tests with the newest versions there are, upper bounds lifted
-	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(CORE)
+	OMP_NUM_THREADS=1 .venv-newest/bin/$(PYTEST) -m "not slow" $(CORE)
 
 # vLLM wants an older Transformers than the package, so that it has an environment, and a process, of its own. The
 # torchvision, torchaudio and torchcodec that it brings are for other builds of torch, and fail where they are imported.

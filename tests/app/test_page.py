@@ -112,11 +112,21 @@ def open_page(browser, address):
         context.close()
 
 
+# Whether the viewer shows another image than that one, which may be an example's, of this date.
+SHOWS_ANOTHER = """([date, shown]) => {
+  const image = document.querySelector(`#viewer [data-date="${date}"] img`);
+  return image && image.checkVisibility() && image.src !== shown;
+}"""
+
+
 def upload(page: Page, pair: Sequence[Path]) -> None:
     for name, path in zip(("Before", "After"), pair, strict=True):
+        date = name.lower()
+        shown = page.locator(f'#viewer [data-date="{date}"] img').first.evaluate("(image) => image.src")
         page.get_by_test_id(f"{name}…-upload-button").set_input_files(path)
-        page.locator(f'#viewer [data-date="{name.lower()}"] img').first.wait_for()
+        page.wait_for_function(SHOWS_ANOTHER, arg=[date, shown])
     page.locator("#viewer .whole-pair").wait_for()
+    expect(page.locator("#chat .words")).to_have_count(0, timeout=SECONDS * 1000)
 
 
 def choose_example(page: Page) -> None:

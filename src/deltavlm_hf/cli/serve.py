@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from .arguments import add_command, add_llm_url, load, positive_integer, whole_number
 
@@ -51,7 +50,7 @@ def add(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..inference.loading import NOTES
+    from ..inference.loading import NOTES, name_model
     from ..serving import Settings, listen, serve
 
     if args.page:  # what it lacks is said before a model is loaded
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     listening = listen(args.host, args.port)
     model, processor = load(args.model, args.device, args.llm_url)
     names = ("batch_size", "max_waiting", "max_tokens", "keep_minutes", "keep_pairs", "wait_ms", "allow_urls")
-    name = args.name or (Path(args.model).resolve().name if os.path.isdir(args.model) else args.model)
+    name = args.name or name_model(args.model)
     options = {name: getattr(args, name) for name in names}
     settings = Settings(name, **options, api_key=key, page=args.page, note=NOTES.get(args.model))
     host, port = listening.getsockname()[:2]

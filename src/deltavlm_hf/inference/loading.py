@@ -1,7 +1,6 @@
 """A model with its processor, from a folder or the Hub: what the commands load. Errors name their options."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ def find_source(name: str) -> str:
 def name_model(source: str) -> str:
     """What a model is called, without where it lies: the name of one inside the package, a folder's, a Hub id."""
     short = {folder(): name for name, folder in SHIPPED.items()}
-    return short.get(source) or (Path(source).name if os.path.isdir(source) else source)
+    return short.get(source) or (os.path.basename(os.path.abspath(source)) if os.path.isdir(source) else source)
 
 
 def load_model(

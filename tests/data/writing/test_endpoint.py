@@ -271,7 +271,7 @@ def test_a_real_language_model(smollm, pairs, tmp_path):
     levir = tmp_path / "levir"
     places = ["--images", str(levir), "--captions", str(levir / "captions.json"), "--output", str(tmp_path / "out")]
     options = ["--model", model, "--base-url", url, "--concurrency", "1", "--questions", "1", "--turns", "2"]
-    limits = ["--attempts", "2", "--max-answer-tokens", "60", "--no-json-schema"]
+    limits = ["--attempts", "1", "--max-answer-tokens", "40", "--no-json-schema"]
     command = [sys.executable, "-m", "deltavlm_hf", "data", "write", *places, *options, *limits]
 
     def accounted() -> list[tuple[str, str]]:
