@@ -175,6 +175,8 @@ def _grid_tables(
         for name, figures in _having(systems, "grid", kind):
             shown = [100 * figures[column] for column in table.columns[:-1]]
             table.rows.append((name, [*shown, figures["unparsed"]], HERE))
+            if not figures["recall"] and not any(figures["misses"]):
+                table.notes = [f"No pair has {kind}: precision, recall, F1 and `jaccard` can be nothing but 0."]
         if table.rows and "grid" in published_tasks:
             table.rows += _published(published.GRID[kind], empty=3)
         table.notes.append("`jaccard` counts 0 for a pair with nothing in truth and answer, as the paper's does.")
@@ -205,7 +207,7 @@ def _mask_tables(systems: dict[str, Results]) -> Iterator[Table]:
         for name, figures in _having(systems, "masks", "classes", kind):
             table.rows.append((name, [_percent(figures[column]) for column in columns], HERE))
             if not figures["pixels"]:
-                table.notes.append("The data mark no pixel of this class: all that was found of it is a false alarm.")
+                table.notes = ["The data mark no pixel of this class: all that was found of it is a false alarm."]
         if kind == "building":
             rows = published.LEVIR_CD.items()
             table.rows += [(name, [None, None, f1, None], source) for name, (f1, source) in rows]
