@@ -5,9 +5,16 @@ import hashlib
 import json
 import threading
 import time
+from functools import lru_cache
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
+
+
+@lru_cache
+def digest(content: bytes) -> str:
+    """Kept, for every call asks for a commit, which is that of all files."""
+    return hashlib.sha1(content).hexdigest()
 
 
 class Hub(threading.Thread):
@@ -45,7 +52,7 @@ class Hub(threading.Thread):
     def sha(self, repository: str, revision: str) -> str:
         """The commit that a revision stands for: by content."""
         for branch, files in self.files[repository].items():
-            commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+            commit = digest(repr([(name, digest(files[name])) for name in sorted(files)]).encode())
             if revision in (branch, commit):
                 return commit
         raise KeyError(revision)
@@ -133,7 +140,7 @@ class Hub(threading.Thread):
                 headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}
                 return Response("not found", 404, headers=headers)
             content = files[path]
-            headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
+            headers = {"X-Repo-Commit": commit, "ETag": f'"{digest(content)}"'}
             headers["Content-Length"] = str(len(content))
             return Response(b"" if request.method == "HEAD" else content, headers=headers)
 
