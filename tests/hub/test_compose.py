@@ -267,33 +267,35 @@ class TestSizes:
         assert (config.num_vision_tokens, config.vision_width, config.mask_skip_maps) == (64, 64, 0)
 
 
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = BertTokenizer(str(FIXTURES / "bert_vocab.txt"))
+    tokenizer.save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=len(tokenizer), **SIZES, intermediate_size=64)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def instructblip(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("instructblip")
+    tokenizer = BertTokenizer(str(FIXTURES / "bert_vocab.txt"))
+    tokenizer.save_pretrained(folder / "qformer_tokenizer")
+    config = InstructBlipConfig(
+        vision_config={**SIZES, "intermediate_size": 64, "image_size": 56},
+        qformer_config={**SIZES, "intermediate_size": 64, "vocab_size": len(tokenizer)},
+        text_config=LlamaConfig(**SIZES, intermediate_size=64, vocab_size=50),
+        num_query_tokens=8,
+    )
+    torch.manual_seed(1)
+    model = InstructBlipForConditionalGeneration(config)
+    for parameter in model.parameters():
+        parameter.data.normal_()
+    model.save_pretrained(folder)
+    return folder
+
+
 class TestQFormer:
-    @pytest.fixture(scope="class")
-    def bert(self, tmp_path_factory) -> Path:
-        folder = tmp_path_factory.mktemp("bert")
-        tokenizer = BertTokenizer(str(FIXTURES / "bert_vocab.txt"))
-        tokenizer.save_pretrained(folder)
-        BertModel(BertConfig(vocab_size=len(tokenizer), **SIZES, intermediate_size=64)).save_pretrained(folder)
-        return folder
-
-    @pytest.fixture(scope="class")
-    def instructblip(self, tmp_path_factory) -> Path:
-        folder = tmp_path_factory.mktemp("instructblip")
-        tokenizer = BertTokenizer(str(FIXTURES / "bert_vocab.txt"))
-        tokenizer.save_pretrained(folder / "qformer_tokenizer")
-        config = InstructBlipConfig(
-            vision_config={**SIZES, "intermediate_size": 64, "image_size": 56},
-            qformer_config={**SIZES, "intermediate_size": 64, "vocab_size": len(tokenizer)},
-            text_config=LlamaConfig(**SIZES, intermediate_size=64, vocab_size=50),
-            num_query_tokens=8,
-        )
-        torch.manual_seed(1)
-        model = InstructBlipForConditionalGeneration(config)
-        for parameter in model.parameters():
-            parameter.data.normal_()
-        model.save_pretrained(folder)
-        return folder
-
     def test_of_instructblip_with_its_vit(self, instructblip, language_model, pair, tmp_path):
         """All fits but what the language model reads."""
         base = InstructBlipForConditionalGeneration.from_pretrained(instructblip).eval()

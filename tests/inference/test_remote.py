@@ -7,6 +7,7 @@ import httpx
 import pytest
 import torch
 from api_server import as_file, ask_about, make_pair, serving
+from geo_rasters import lay_out, write_raster
 from llm_server import transformers_server, vllm_server
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -96,22 +97,35 @@ def test_predict(url, tmp_path):
     assert (tmp_path / "answers.csv").read_text() == here and here.count("\n") == 1 + 3 * 4
 
 
+def test_scan(url, tmp_path):
+    before, after, _ = lay_out((1, 2), columns=2)
+    rasters = [str(write_raster(tmp_path / f"{number}.tif", image)) for number, image in enumerate((before, after))]
+    command = ["scan", *rasters, "--model", "tiny", "--device", "cpu", "--questions", "count", "grid"]
+    command += ["--resolution", "0.5", "--output", str(tmp_path / "found.geojson")]
+    assert main(command) == 0
+    here = (tmp_path / "found.geojson").read_text()
+    assert main([*command, "--llm-url", url]) == 0
+    assert (tmp_path / "found.geojson").read_text() == here and '"changed": "true"' in here
+
+
+@pytest.fixture(scope="module")
+def post(remote, tiny_processor):
+    with serving(remote, tiny_processor, wait_ms=0, batch_size=4) as address:
+
+        def post(pair: int, question: str, *turns, **options) -> httpx.Response:
+            messages = ask_about(map(as_file, PAIRS[pair]), question, *turns)
+            body = {"model": "tiny", "messages": messages, **options}
+            return httpx.post(f"{address}/v1/chat/completions", json=body, timeout=600)
+
+        yield post
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model, tiny_processor):
+    return list(ask_pairs(tiny_model, tiny_processor, PAIRS, QUESTIONS))
+
+
 class TestServe:
-    @pytest.fixture(scope="class")
-    def post(self, remote, tiny_processor):
-        with serving(remote, tiny_processor, wait_ms=0, batch_size=4) as address:
-
-            def post(pair: int, question: str, *turns, **options) -> httpx.Response:
-                messages = ask_about(map(as_file, PAIRS[pair]), question, *turns)
-                body = {"model": "tiny", "messages": messages, **options}
-                return httpx.post(f"{address}/v1/chat/completions", json=body, timeout=600)
-
-            yield post
-
-    @pytest.fixture(scope="class")
-    def expected(self, tiny_model, tiny_processor):
-        return list(ask_pairs(tiny_model, tiny_processor, PAIRS, QUESTIONS))
-
     def test_many_at_once(self, post, expected):
         """More than are under way at a time."""
         found = [choice["message"]["content"] for choice in post(0, QUESTIONS[0], n=8).json()["choices"]]
