@@ -13,6 +13,7 @@ there.
 3. `align`: on frozen eyes the Q-Former learns to write the description in the language model's own embedding space.
 4. `reread`: the language model goes on with stage 2. Its embeddings stay.
 5. `speak`: the Q-Former learns from the answers, through the frozen language model.
+6. `settle`: eyes and Q-Former learn together, from masks and answers.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from train_tiny import (
     Language,
     MuonAndAdamW,
     Speak,
+    alignment_loss,
     dihedral,
     make_generation_config,
     make_qformer_config,
@@ -320,6 +322,19 @@ class Eyes(nn.Module):
         return {"loss": outputs.loss}
 
 
+class Settle(nn.Module):
+    """Everything but the language model, taught by masks and by the answers that come through it."""
+
+    def __init__(self, model: DeltaVLMForConditionalGeneration):
+        super().__init__()
+        self.model = model
+
+    def forward(self, description, **inputs):
+        outputs = self.model(**inputs)
+        table = self.model.get_input_embeddings().weight
+        return {"loss": outputs.loss + 0.2 * alignment_loss(outputs.image_hidden_states, description, table)}
+
+
 # Stages
 
 
@@ -372,6 +387,7 @@ STAGES = {
     "align": Stage(Align, (2000,), 8, 1e-3, _TO_WORDS),
     "reread": Stage(Language, (1200,), 64, 1e-3, ("language_model.",), _EMBEDDINGS, texts=True),
     "speak": Stage(Speak, (1000,), 8, 2e-4, _TO_WORDS, questions=QUESTIONS_PER_PAIR),
+    "settle": Stage(Settle, (2_000, 2_000), 8, 5e-4, _EYES + _TO_WORDS, masks=True),
 }
 
 
@@ -542,10 +558,10 @@ def validate(
     """Figures of one stage: masks, answers from true descriptions, or answers about pairs."""
     stage = STAGES[name]
     model.eval()
-    if name in ("eyes", "speak"):
+    if name in ("eyes", "speak", "settle"):
         cells = Cells.read(data, "val_cells", "val_cells_b")
         figures = {"masks": score_masks(look(model, processor, cells), cells)}
-        if name == "speak":
+        if name != "eyes":
             figures["words"] = score(listen(model, processor, cells), cells.facts)
         return figures
     if stage.texts:
