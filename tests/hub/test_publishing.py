@@ -72,7 +72,7 @@ def hub():
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A Hub to which the command has sent the tiny model. Tests do not change what is there."""
+    """A Hub to which the command has sent the tiny model, as `REPO`. Tests leave that, and add repositories."""
     with Hub() as hub:
         options = ("--license", "apache-2.0", "--report", str(REPORT))
         done = publish(hub, tmp_path_factory.mktemp("home"), deltavlm_hf.tiny(), REPO, *options)
